@@ -1,4 +1,4 @@
-"""Every error a user can cause, in one family; each message is a sentence that says what was expected, what came, what to do."""
+"""Every error a user can cause, in one family; each message says what was expected, what came and what to do."""
 
 from __future__ import annotations
 

@@ -47,12 +47,13 @@ def use(chosen: NodeHost | None) -> None:
 
 def host() -> NodeHost:
     """The chosen host; inside a ComfyUI process, ComfyUI; else a plain script's."""
-    global _chosen
-    if _chosen is None:
-        if "folder_paths" in sys.modules and "comfy.model_management" in sys.modules:
-            from .comfy.host import ComfyHost
+    if _chosen is not None:
+        return _chosen
+    if "folder_paths" in sys.modules and "comfy.model_management" in sys.modules:
+        from .comfy.host import ComfyHost
 
-            _chosen = ComfyHost()
-        else:
-            _chosen = StandaloneNodeHost()
-    return _chosen
+        found: NodeHost = ComfyHost()
+    else:
+        found = StandaloneNodeHost()
+    use(found)
+    return found

@@ -1,0 +1,134 @@
+"""The one image convention and the only converters out of it.
+
+An *image* is a torch tensor ``(B, H, W, 3)``, float32, RGB, in [0, 1], on the CPU: ComfyUI's own. A *picture*
+is one of them, ``(H, W, 3)``. A *mask* is ``(B, H, W)`` in [0, 1]. Models that want BGR, uint8 or CHW convert
+at their own door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import BadImage
+from .types import Array
+
+MAX_PIXELS = 100_000_000
+"""A file with more pixels than this is refused before it is decoded: as float32 RGB it would take 1.2 GB."""
+
+MAX_FRAMES_BYTES = 8 << 30
+"""An animated file whose frames would take more than this as float32 RGB is refused before it is decoded."""
+
+
+def as_image(value: Any, what: str = "image") -> Tensor:
+    """``value`` as an image: ``(B, H, W, 3)`` float32 on the CPU, in [0, 1].
+
+    Takes ``(B, H, W, C)`` or ``(H, W, C)`` with C 1 (grey), 3 or 4 (alpha is dropped), any float type or
+    uint8. Values a little outside [0, 1], as decoders and resamplers leave them, are clipped.
+    Raises BadImage for anything else, and for NaN or infinity.
+    """
+    if not isinstance(value, Tensor):
+        raise BadImage(f"{what} must be an image tensor of shape (batch, height, width, 3); got {type(value).__name__}")
+    image = value.detach()
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
+        raise BadImage(
+            f"{what} must have the shape (batch, height, width, 3) with nothing empty; got {tuple(value.shape)}. "
+            "If the channels come first, move them last."
+        )
+    if image.dtype == torch.uint8:
+        image = image.to(torch.float32) / 255
+    elif not image.is_floating_point():
+        raise BadImage(f"{what} must hold float values in [0, 1] or uint8; got {image.dtype}")
+    image = image.to(device="cpu", dtype=torch.float32)
+    # One pass each: the sum is finite only if every value is (float64, so that large pictures don't overflow).
+    if not bool(torch.isfinite(image.sum(dtype=torch.float64))):
+        bad = int((~torch.isfinite(image)).sum())
+        raise BadImage(
+            f"{what} holds {bad} values that are NaN or infinite, of {image.numel()}. They usually come from a VAE or "
+            "a model in half precision: decode in float32 or bfloat16."
+        )
+    image = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
+    low, high = torch.aminmax(image)
+    return image.clamp(0, 1) if low < 0 or high > 1 else image
+
+
+def as_mask(value: Any, batch: int, height: int, width: int, what: str = "mask") -> Tensor:
+    """``value`` as a ``(batch, height, width)`` float32 mask; one mask serves the whole batch. BadImage otherwise."""
+    if not isinstance(value, Tensor):
+        raise BadImage(f"{what} must be a mask tensor of shape (batch, height, width); got {type(value).__name__}")
+    mask = value.detach().to(device="cpu", dtype=torch.float32)
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or tuple(mask.shape[1:]) != (height, width) or mask.shape[0] not in (1, batch):
+        raise BadImage(
+            f"{what} must have the shape ({batch}, {height}, {width}) or (1, {height}, {width}), as its image; "
+            f"got {tuple(value.shape)}. Scale the mask to the image first."
+        )
+    if not bool(torch.isfinite(mask.sum(dtype=torch.float64))):
+        raise BadImage(f"{what} holds NaN or infinite values")
+    return mask.clamp(0, 1).expand(batch, height, width)
+
+
+def to_uint8(picture: Tensor) -> Array:
+    """A picture or mask in [0, 1] as a uint8 array of the same shape, rounded."""
+    return (picture * 255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+
+
+def from_uint8(array: Array) -> Tensor:
+    """A uint8 array as float32 in [0, 1], shape kept."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32) / 255
+
+
+def content_hash(picture: Tensor) -> str:
+    """A digest of the pixels and the shape: equal for equal pictures, whoever loaded them."""
+    data = np.ascontiguousarray(picture.numpy())
+    digest = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def load_picture(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read a picture file: image ``(B, H, W, 3)`` and mask ``(B, H, W)`` = 1 - alpha, or None without alpha.
+
+    Upright after its EXIF orientation; grey, palette, 16-bit, CMYK and alpha files become 8-bit RGB; an animated file
+    becomes a batch of its frames. Raises BadImage for what is not a picture, is cut off or is too large to decode.
+    """
+    from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            frames = getattr(file, "n_frames", 1)
+            if width * height > MAX_PIXELS or width * height * 12 * frames > MAX_FRAMES_BYTES:
+                raise BadImage(
+                    f"{path.name} has {frames} × {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million a "
+                    f"frame and {MAX_FRAMES_BYTES >> 30} GB decoded are read. Scale it down first."
+                )
+            pictures: list[Array] = []
+            masks: list[Array] = []
+            for frame in ImageSequence.Iterator(file):
+                upright = ImageOps.exif_transpose(frame)
+                has_alpha = "A" in upright.getbands() or "transparency" in upright.info
+                if upright.mode.startswith("I"):
+                    # PIL clips 16-bit grey to white when it converts; the upper byte is what is meant.
+                    grey = np.asarray(upright, np.float32)
+                    upright = Image.fromarray(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8), "L")
+                pictures.append(np.asarray(upright.convert("RGB")))
+                if has_alpha:
+                    masks.append(255 - np.asarray(upright.convert("RGBA").getchannel("A")))
+    except BadImage:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BadImage(f"{path.name} is not a picture that can be read ({error})") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise BadImage(f"there is no file {path}") from error
+        raise BadImage(f"{path.name} is damaged or cut off ({error}). Copy or save it again.") from error
+    image = from_uint8(np.stack(pictures))
+    return image, (from_uint8(np.stack(masks)) if len(masks) == len(pictures) else None)
