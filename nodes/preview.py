@@ -1,0 +1,38 @@
+"""Pictures and lines that a node shows on itself."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..face.image import to_uint8
+from .host import host
+
+LIMIT = 16
+"""More pictures than this are not written for a preview."""
+SIDE = 1024
+"""Previews are scaled down to this many pixels, so that a batch of 4K frames does not fill the disk."""
+
+
+def preview(image: Tensor, text: Iterable[str] = ()) -> dict[str, Any]:
+    """The ``ui`` part of a node's answer: ``image`` (B, H, W, 3) as temporary PNGs, and lines of text."""
+    folder = host().folders("temp")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = secrets.token_hex(6)
+    files = [_write(picture, folder, f"likeness_{tag}_{n:03}.png") for n, picture in enumerate(image[:LIMIT])]
+    lines = list(text)
+    if len(image) > LIMIT:
+        lines.append(f"the first {LIMIT} of {len(image)} are shown")
+    return {"images": files, **({"text": lines} if lines else {})}
+
+
+def _write(picture: Tensor, folder: Path, name: str) -> dict[str, str]:
+    shown = Image.fromarray(to_uint8(picture))
+    shown.thumbnail((SIDE, SIDE))
+    shown.save(folder / name, compress_level=1)
+    return {"filename": name, "subfolder": "", "type": "temp"}
