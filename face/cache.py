@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -103,29 +103,27 @@ class AnalysisCache:
         self._limit = entries
         self._lock = threading.Lock()
         self._results: OrderedDict[Hashable, Any] = OrderedDict()
-        self._pending: dict[Hashable, threading.Lock] = {}
 
-    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The result under ``key``, computed once even if two ask at the same time."""
+    def get_many(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Sequence[T]]) -> list[T]:
+        """The result under each of ``keys``; ``compute`` is asked once for the places of all that are not held.
+
+        Equal keys are computed once. Two threads that miss the same key at the same time both compute it: results are
+        values, and waiting for one another could lock two prompts together.
+        """
         with self._lock:
-            if key in self._results:
+            held = {key: self._results[key] for key in keys if key in self._results}
+            for key in held:
                 self._results.move_to_end(key)
-                return self._results[key]
-            pending = self._pending.setdefault(key, threading.Lock())
-        with pending:
+        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in held}
+        places = sorted(first.values())
+        if places:
+            made = dict(zip((keys[place] for place in places), compute(places), strict=True))
+            held |= made
             with self._lock:
-                if key in self._results:
-                    return self._results[key]
-            try:
-                result = compute()
-                with self._lock:
-                    self._results[key] = result
-                    while len(self._results) > self._limit:
-                        self._results.popitem(last=False)
-            finally:
-                with self._lock:
-                    self._pending.pop(key, None)
-            return result
+                self._results |= made
+                while len(self._results) > self._limit:
+                    self._results.popitem(last=False)
+        return [held[key] for key in keys]
 
     def clear(self) -> None:
         with self._lock:
