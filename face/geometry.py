@@ -56,12 +56,15 @@ def similarity(points: Array, template: Array) -> Array:
     """
     source, target = np.asarray(points, np.float64), np.asarray(template, np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)
-    s, d = source - source_mean, target - target_mean
-    spread = float((s * s).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        s, d = source - source_mean, target - target_mean
+        spread = float((s * s).sum())
     if not np.isfinite(spread) or spread == 0:
         raise BadInput("the points to align all coincide or are not finite")
     a = float((s * d).sum()) / spread
     b = float((s[:, 0] * d[:, 1] - s[:, 1] * d[:, 0]).sum()) / spread
+    if not np.isfinite(a + b) or a * a + b * b < 1e-18:
+        raise BadInput("no rotation and scale takes these points to the template; they are mirrored or not finite")
     linear = np.array([[a, -b], [b, a]])
     return np.column_stack([linear, target_mean - linear @ source_mean])
 
@@ -77,12 +80,14 @@ def transform(matrix: Array, points: Array) -> Array:
     return (np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
-def warp(picture: Tensor, matrices: Array, size: tuple[int, int], border: str = "zeros") -> Tensor:
-    """Crops ``(N, 3, h, w)`` of ``picture`` (H, W, 3): pixel p of crop n shows the picture at ``inverse(m[n]) p``.
+def warp(
+    picture: Tensor, matrices: Array, size: tuple[int, int], border: str = "zeros", mode: str = "bilinear"
+) -> Tensor:
+    """Crops ``(N, C, h, w)`` of ``picture`` (H, W, C): pixel p of crop n shows the picture at ``inverse(m[n]) p``.
 
-    ``matrices`` is (N, 2, 3) from picture to crop; ``size`` is (height, width); bilinear, no antialiasing, as the
-    networks were trained. ``border``: ``zeros`` or ``border`` (repeat the edge). Works on the part of the picture
-    that the crops show, so the cost does not depend on the picture's size.
+    ``matrices`` is (N, 2, 3) from picture to crop; ``size`` is (height, width); bilinear (or ``mode`` bicubic), no
+    antialiasing, as the networks were trained. ``border``: ``zeros`` or ``border`` (repeat the edge). Works on the part
+    of the picture that the crops show, so the cost does not depend on the picture's size.
     """
     height, width = size
     linear = np.linalg.inv(matrices[:, :, :2])
@@ -90,9 +95,7 @@ def warp(picture: Tensor, matrices: Array, size: tuple[int, int], border: str = 
     back = np.concatenate([linear, shift], 2)
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], np.float64)
     crops: list[Tensor] = []
-    ys, xs = torch.meshgrid(
-        torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32), indexing="ij"
-    )
+    ys, xs = torch.arange(height, dtype=torch.float32)[:, None], torch.arange(width, dtype=torch.float32)[None]
     h, w = picture.shape[:2]
     for m in back:
         seen = corners @ m.T
@@ -100,13 +103,17 @@ def warp(picture: Tensor, matrices: Array, size: tuple[int, int], border: str = 
         x1, y1 = (int(max(0, min(v - 2, limit - 1))) for v, limit in zip(np.floor(seen.min(0)), (w, h), strict=True))
         x2, y2 = (int(max(1, min(v + 3, limit))) for v, limit in zip(np.ceil(seen.max(0)), (w, h), strict=True))
         x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
-        patch = picture[y1:y2, x1:x2].permute(2, 0, 1)[None].contiguous()
-        gx = float(m[0, 0]) * xs + float(m[0, 1]) * ys + float(m[0, 2] - x1)
-        gy = float(m[1, 0]) * xs + float(m[1, 1]) * ys + float(m[1, 2] - y1)
-        # grid_sample wants [-1, 1] over the pixel areas (align_corners=False): pixel i lies at (2 i + 1) / n - 1.
-        grid = torch.stack([(2 * gx + 1) / (x2 - x1) - 1, (2 * gy + 1) / (y2 - y1) - 1], -1)[None]
-        crops.append(F.grid_sample(patch, grid, mode="bilinear", padding_mode=border, align_corners=False))
-    return torch.cat(crops) if crops else torch.zeros(0, 3, height, width)
+        patch = picture[y1:y2, x1:x2].permute(2, 0, 1)[None]
+        # grid_sample wants [-1, 1] over the pixel areas (align_corners=False): pixel i lies at (2 i + 1) / n - 1. That
+        # is folded into the matrix, so that each coordinate takes one addition a pixel.
+        (ax, bx, cx), (ay, by, cy) = (
+            (2 * row[0] / n, 2 * row[1] / n, (2 * (row[2] - start) + 1) / n - 1)
+            for row, start, n in ((m[0], x1, x2 - x1), (m[1], y1, y2 - y1))
+        )
+        gx, gy = float(ax) * xs + (float(bx) * ys + float(cx)), float(ay) * xs + (float(by) * ys + float(cy))
+        grid = torch.stack([gx, gy], -1)[None]
+        crops.append(F.grid_sample(patch, grid, mode=mode, padding_mode=border, align_corners=False))
+    return torch.cat(crops) if crops else torch.zeros(0, picture.shape[2], height, width)
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
@@ -124,10 +131,11 @@ def letterbox(picture: Tensor, height: int, width: int) -> tuple[Tensor, tuple[f
     does it (model_zoo/retinaface.py: detect), so that its boxes and ours agree.
     """
     h, w = picture.shape[:2]
+    # Divided by the ratio, not multiplied by its inverse: the last bit decides whole numbers.
     if h / w > height / width:
-        new_height, new_width = height, max(1, int(height * w / h))
+        new_height, new_width = height, max(1, int(height / (h / w)))
     else:
-        new_height, new_width = max(1, int(width * h / w)), width
+        new_height, new_width = max(1, int(width * (h / w))), width
     scaled = resize(picture, new_height, new_width)
     canvas = F.pad(scaled, (0, width - new_width, 0, height - new_height))
     return canvas, (new_width / w, new_height / h)
@@ -161,6 +169,23 @@ def suppress(boxes: Array, scores: Array, overlap: float, pixel: float = 0.0) ->
         union = areas[best] + areas[rest] - inside
         order = rest[inside <= overlap * union]
     return np.array(keep, np.int64)
+
+
+def hull(points: Array) -> Array:
+    """The convex hull of ``points`` (N, 2): (M, 2) corners in order, float64. Andrew 1979, monotone chain."""
+    ordered = np.unique(np.asarray(points, np.float64), axis=0).tolist()
+    sides: list[list[list[float]]] = []
+    for chain in (ordered, ordered[::-1]):
+        side: list[list[float]] = []
+        for x, y in chain:
+            while len(side) > 1:
+                (ax, ay), (bx, by) = side[-2], side[-1]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
+                    break
+                side.pop()
+            side.append([x, y])
+        sides.append(side[:-1])
+    return np.array(sides[0] + sides[1] or ordered, np.float64)
 
 
 def square(box: Array, grow: float = 1.0) -> tuple[float, float, float]:

@@ -257,13 +257,18 @@ def save_named(identity: Identity, name: str, references: bool = False, *, host:
     return save(identity, host.folders("identities")[0] / f"{safe_name(name)}{SUFFIX}", references)
 
 
-def load_named(name: str, *, host: Host = STANDALONE) -> Identity:
-    """``load`` of a name from ``listing``. Raises BadIdentityFile for a name that is not there, or is a path."""
+def find(name: str, host: Host = STANDALONE) -> Path:
+    """The file behind a name from ``listing``. Raises BadIdentityFile for a name that is not there, or is a path."""
     if name in listing(host):
         for folder in host.folders("identities"):
             if (folder / name).is_file():
-                return load(folder / name)
+                return folder / name
     folders = ", ".join(str(folder) for folder in host.folders("identities"))
     raise BadIdentityFile(
         f"there is no saved identity {name!r} in: {folders}. Saved are: {', '.join(listing(host)) or 'none'}."
     )
+
+
+def load_named(name: str, *, host: Host = STANDALONE) -> Identity:
+    """``load`` of a name from ``listing``; for errors see ``find``."""
+    return load(find(name, host))

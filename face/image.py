@@ -8,6 +8,9 @@ at their own door.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BadImage
-from .types import Array
+from .errors import BadImage, BadInput
+from .types import Array, Faces
 
 MAX_PIXELS = 100_000_000
 """A file with more pixels than this is refused before it is decoded: as float32 RGB it would take 1.2 GB."""
 
 MAX_FRAMES_BYTES = 8 << 30
 """An animated file whose frames would take more than this as float32 RGB is refused before it is decoded."""
+
+
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
+"""What Pillow raises over damaged files, depending on the format and on where the damage lies."""
 
 
 def as_image(value: Any, what: str = "image") -> Tensor:
@@ -47,15 +54,15 @@ def as_image(value: Any, what: str = "image") -> Tensor:
     elif not image.is_floating_point():
         raise BadImage(f"{what} must hold float values in [0, 1] or uint8; got {image.dtype}")
     image = image.to(device="cpu", dtype=torch.float32)
-    # One pass each: the sum is finite only if every value is (float64, so that large pictures don't overflow).
-    if not bool(torch.isfinite(image.sum(dtype=torch.float64))):
+    # One pass tells all: least and largest value carry NaN and infinity through.
+    low, high = (float(v) for v in torch.aminmax(image))
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(image)).sum())
         raise BadImage(
             f"{what} holds {bad} values that are NaN or infinite, of {image.numel()}. They usually come from a VAE or "
             "a model in half precision: decode in float32 or bfloat16."
         )
     image = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
-    low, high = torch.aminmax(image)
     return image.clamp(0, 1) if low < 0 or high > 1 else image
 
 
@@ -73,6 +80,22 @@ def as_mask(value: Any, batch: int, height: int, width: int, what: str = "mask")
     if not bool(torch.isfinite(mask.sum(dtype=torch.float64))):
         raise BadImage(f"{what} holds NaN or infinite values")
     return mask.clamp(0, 1).expand(batch, height, width)
+
+
+def check_faces(image: Tensor, faces: Faces) -> None:
+    """Raise BadInput unless ``faces`` were found in pictures of the number and sizes of ``image`` (B, H, W, 3)."""
+    batch, height, width = (int(n) for n in image.shape[:3])
+    if len(faces) != batch:
+        raise BadInput(
+            f"the faces come from {len(faces)} pictures, but the image has {batch}. Connect the image in which the "
+            "faces were detected."
+        )
+    wrong = next((size for size in faces.sizes if size != (height, width)), None)
+    if wrong is not None:
+        raise BadInput(
+            f"the faces were found in pictures of {wrong[1]}×{wrong[0]} pixels, but the image has {width}×{height}. "
+            "Connect the image in which the faces were detected, or detect them again after scaling."
+        )
 
 
 def to_uint8(picture: Tensor) -> Array:
@@ -104,7 +127,8 @@ def load_picture(path: Path) -> tuple[Tensor, Tensor | None]:
     try:
         with Image.open(path) as file:
             width, height = file.size
-            frames = getattr(file, "n_frames", 1)
+            # The second picture of an MPO (phones write them) is a depth map or the other eye's view, no next frame.
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
             if width * height > MAX_PIXELS or width * height * 12 * frames > MAX_FRAMES_BYTES:
                 raise BadImage(
                     f"{path.name} has {frames} × {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million a "
@@ -112,23 +136,34 @@ def load_picture(path: Path) -> tuple[Tensor, Tensor | None]:
                 )
             pictures: list[Array] = []
             masks: list[Array] = []
-            for frame in ImageSequence.Iterator(file):
+            for frame in itertools.islice(ImageSequence.Iterator(file), frames):
                 upright = ImageOps.exif_transpose(frame)
+                if pictures and upright.size != pictures[0].shape[1::-1]:
+                    continue  # a thumbnail among the pages of a TIFF
                 has_alpha = "A" in upright.getbands() or "transparency" in upright.info
                 if upright.mode.startswith("I"):
                     # PIL clips 16-bit grey to white when it converts; the upper byte is what is meant.
                     grey = np.asarray(upright, np.float32)
                     upright = Image.fromarray(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8), "L")
+                elif upright.mode == "F":
+                    raise BadImage(f"{path.name} holds float values of unknown range. Save it with 8 or 16 bits.")
                 pictures.append(np.asarray(upright.convert("RGB")))
                 if has_alpha:
                     masks.append(255 - np.asarray(upright.convert("RGBA").getchannel("A")))
     except BadImage:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadImage(f"{path.name} is not a picture that can be read ({error})") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise BadImage(f"there is no file {path}") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{path.name} is too large to decode ({error}). Scale it down first.") from error
+    except UnidentifiedImageError as error:
+        raise BadImage(
+            f"{path.name} is not a picture that can be read. Save it as PNG, JPEG or WebP; if it has such a name "
+            "already, it holds something else."
+        ) from error
+    except FileNotFoundError as error:
+        raise BadImage(f"there is no file {path}") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise BadImage(f"{path} cannot be opened as a file ({error.strerror})") from error
+    except DAMAGE as error:
         raise BadImage(f"{path.name} is damaged or cut off ({error}). Copy or save it again.") from error
     image = from_uint8(np.stack(pictures))
     return image, (from_uint8(np.stack(masks)) if len(masks) == len(pictures) else None)

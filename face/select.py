@@ -86,9 +86,10 @@ def select(
     ``smallest``, ``largest``: a box's longer side in pixels. ``youngest``, ``oldest``: years, both included.
     ``confidence``: the detector's, at least. 0 switches each of these off, and ``limit`` (faces a picture) too.
     ``tracks``: numbers of tracked people, written as ``indices`` are; faces that were never tracked don't pass.
-    ``identity``: only faces whose nearest person has a cosine of at least ``threshold`` and lies ``margin`` before the
-    second; they are labelled with the name. ``one_each``: of several faces taken for one person in a picture only the
-    nearest. Faces of unknown age or gender don't pass an age or gender filter: nothing says that they are meant.
+    ``identity``: only faces whose nearest person has a cosine of at least ``threshold`` (0.36 is what OpenCV Zoo gives
+    for SFace) and lies ``margin`` before the second; they are labelled with the name. ``one_each``: of several faces
+    taken for one person in a picture only the nearest. Faces of unknown age or gender don't pass an age or gender
+    filter: nothing says that they are meant.
 
     Raises ContractMismatch if ``identity`` is given and a face lacks an embedding of its contract.
     """
@@ -118,7 +119,8 @@ def select(
     def chosen(found: tuple[Face, ...]) -> tuple[Face, ...]:
         left = tuple(face for face in found if passes(face))
         if identity is not None:
-            left = recognise(left, identity, threshold, margin, one_each)
+            names = recognise(left, identity, threshold, margin, one_each)
+            left = tuple(replace(face, label=who) for face, who in zip(left, names, strict=True) if who is not None)
         left = sorted(left, key=ORDERS[order])
         left = [left[i] for i in parse_indices(indices, len(left))]
         return tuple(left[:limit] if limit > 0 else left)
@@ -126,21 +128,37 @@ def select(
     return faces.with_images(tuple(chosen(found) for found in faces))
 
 
+def name(
+    faces: Faces, identity: Identity, *, threshold: float = 0.36, margin: float = 0, one_each: bool = True
+) -> Faces:
+    """All of ``faces``, those that are somebody of ``identity`` labelled with the name; for the rest see ``select``."""
+    return faces.with_images(
+        tuple(
+            tuple(
+                replace(face, label=label)
+                for face, label in zip(found, recognise(found, identity, threshold, margin, one_each), strict=True)
+            )
+            for found in faces
+        )
+    )
+
+
 def recognise(
     found: tuple[Face, ...], identity: Identity, threshold: float, margin: float, one_each: bool
-) -> tuple[Face, ...]:
-    """The faces of one picture that are somebody of ``identity``, each labelled with the name."""
-    matched: list[tuple[float, Face]] = []
+) -> list[str | None]:
+    """For each face of one picture the name of whom of ``identity`` it is, or None."""
+    labels: list[str | None] = []
+    similarities: list[float] = []
     for face in found:
         person, similarity, lead = nearest(required(face, identity.contract, "selecting by identity"), identity)
-        if similarity >= threshold and lead >= margin:
-            matched.append((similarity, replace(face, label=person.name)))
-    if not one_each:
-        return tuple(face for _, face in matched)
-    best: dict[str | None, float] = {}
-    for similarity, face in matched:
-        best[face.label] = max(similarity, best.get(face.label, -2.0))
-    return tuple(face for similarity, face in matched if similarity == best[face.label])
+        labels.append(person.name if similarity >= threshold and lead >= margin else None)
+        similarities.append(similarity)
+    if one_each:
+        for label in {label for label in labels if label is not None}:
+            own = [i for i, other in enumerate(labels) if other == label]
+            best = max(own, key=lambda i: similarities[i])
+            labels = [None if i in own and i != best else other for i, other in enumerate(labels)]
+    return labels
 
 
 def settle(faces: Faces, policy: str = "pass through", what: str = "left after selecting") -> tuple[bool, ...]:

@@ -116,7 +116,7 @@ def track(
 ) -> Faces:
     """``faces`` of a batch of frames, each with the number of its person, from 0 by first appearance.
 
-    ``contract``: which embeddings to compare; by default the first that any face carries; if none does, overlap alone.
+    ``contract``: which embeddings to compare; None goes by overlap alone.
     ``alike``: least cosine, ``overlap``: least intersection over union that make two faces one person. ``gap``: frames
     a person may be out of sight and keep his number. ``fill``: put a face into the frames of such a gap, box and
     points on a straight line between its two ends; it stands last, with confidence 0 and no embedding, because nobody
@@ -127,8 +127,6 @@ def track(
             f"tracking needs alike from -1 to 1, overlap from 0 to 1 and a gap of at least 0 frames; got "
             f"{alike:g}, {overlap:g} and {gap}"
         )
-    if contract is None:
-        contract = next((e.contract for found in faces for face in found for e in face.embeddings), None)
     trails: list[_Trail] = []
     followed: list[list[Face]] = []
     count = 0

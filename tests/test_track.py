@@ -1,6 +1,7 @@
 """Tracking: the same person keeps one number, through crossings, gaps and cuts."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from likeness.face.errors import BadInput
-from likeness.face.track import assign, track
+from likeness.face.track import assign
+from likeness.face.track import track as track_by
 from likeness.face.types import Contract, Embedding, Face, Faces
 
 CONTRACT = Contract("toy", "ab" * 32, 16, False, "arcface-112 RGB 0..255")
+track = partial(track_by, contract=CONTRACT)
 
 
 def vector(person, seed=0, noise=0.15):
@@ -160,3 +163,8 @@ def test_no_number_stands_twice_in_a_frame_and_no_face_gets_lost(seed, n):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(BadInput, match="tracking needs"):
         track(film([face(1)]), **wrong)
+
+
+def test_without_a_contract_looks_do_not_count():
+    cut = film([face(100, person=0)], [face(118, person=1)])
+    assert numbers(track(cut)) == [[0], [1]] and numbers(track_by(cut)) == [[0], [0]]

@@ -21,6 +21,7 @@ from ..geometry import arcface_template, similarity, warp
 from ..host import STANDALONE, Host
 from ..image import as_image, check_faces
 from ..models import ModelCard, find, weights_digest
+from ..packs import explain
 from ..registry import Registry
 from ..session import OnnxModel
 from ..types import Array, Contract, Embedding, Face, Faces, normalised
@@ -188,13 +189,15 @@ def choices(host: Host = STANDALONE) -> list[str]:
 
 def network(embedder: str, host: Host = STANDALONE) -> Network:
     """The network behind the name ``embedder``: a registry name, or one of ``choices``. BadInput if there is none."""
+    # The registry's own names first: they need no look into folders.
+    if embedder in embedders:
+        return embedders[embedder].open(embedder, host)
     for entry in embedders:
         if embedder in entry.names(host):
             return entry.open(embedder, host)
-    if embedder in embedders:
-        return embedders[embedder].open(embedder, host)
     raise BadInput(
-        f"there is no embedder called {embedder!r}. Known: {', '.join(choices(host))}. A model pack must lie in "
+        explain(embedder, "recogniser", host)
+        or f"there is no embedder called {embedder!r}. Known: {', '.join(choices(host))}. A model pack must lie in "
         "models/insightface/models/<pack> and hold a recognition network."
     )
 

@@ -6,11 +6,11 @@ several packs share one file, and vectors of the same file are comparable.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from ..errors import BadInput
 from ..host import Host
+from ..packs import packs
 from ..session import OnnxModel
 from . import Network, Preprocessing, embedders, open_network
 
@@ -28,15 +28,9 @@ class PackEmbedder:
     """The recogniser of a model pack."""
 
     def names(self, host: Host) -> list[str]:
-        if importlib.util.find_spec("likeness.face.packs") is None:
-            return []
-        from ..packs import packs
-
         return [name for name, pack in packs(host).items() if pack.recogniser]
 
     def open(self, name: str, host: Host) -> Network:
-        from ..packs import packs
-
         found = {pack_name: pack.recogniser for pack_name, pack in packs(host).items() if pack.recogniser}
         path = found.get(name) or next(iter(found.values()), None)
         if path is None:
