@@ -37,6 +37,7 @@ class Record:
 
     prompt_id: str
     outputs: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """What every node shows that shows something, whether it ran or was cached."""
     status: str = "success"
     """``success`` or ``error`` (also for an interrupted run, as on ComfyUI's server)."""
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -121,7 +122,7 @@ class _Run:
     def go(self) -> Record:
         import torch
 
-        current = ""
+        current, order = "", []
         with torch.inference_mode():
             try:
                 self._note("execution_start")
@@ -145,6 +146,11 @@ class _Run:
             except Exception as unforeseen:
                 self.record.status = "error"
                 self._note_failure(_Failed(current, unforeseen, {}))
+        # Also of nodes that did not have to be looked at, because what they feed was cached.
+        known = {node_id: self.cache.get(self.signatures.get(node_id, "")) for node_id in order}
+        self.record.outputs = {
+            n: result.ui for n, result in known.items() if result is not None and result.ui is not None
+        }
         return self.record
 
     def _class(self, node_id: str) -> Any:
@@ -291,7 +297,6 @@ class _Run:
             self.run.state(node_id, total, total, "finished")
         self.results[node_id] = result
         if result.ui is not None:
-            self.record.outputs[node_id] = result.ui
             event = {"node": node_id, "display_node": node_id, "output": result.ui, "prompt_id": self.run.prompt_id}
             self.run.listener.event("executed", event)
 

@@ -235,6 +235,16 @@ class Tells(Stub):
         return (1,)
 
 
+class Peek(Stub):
+    """Shows its value and passes it on."""
+
+    INPUTS = {"required": {"value": ("INT", {})}}
+
+    def go(self, value):
+        self.ran(value)
+        return {"ui": {"text": [f"peek {value}"]}, "result": (value,)}
+
+
 class SwapStub(Stub):
     EDITS_FACES = True
     RETURN_TYPES = ("IMAGE",)

@@ -85,6 +85,13 @@ def test_a_rerun_executes_nothing_and_shows_the_same(executor):
     assert again.message("execution_cached")["nodes"] == ["a", "b", "c", "s"]
 
 
+def test_a_cached_run_still_records_what_the_nodes_in_between_show(executor):
+    nodes = {"a": ("Number", {"value": 2}), "p": ("Peek", {"value": ["a", 0]}), "s": ("Show", {"value": ["p", 0]})}
+    for _ in range(2):
+        assert run(executor, **nodes).outputs == {"p": {"text": ["peek 2"]}, "s": {"text": ["2"]}}
+    assert RAN.count(("Peek", 2)) == 1
+
+
 def test_a_changed_constant_reruns_only_what_depends_on_it(executor):
     run(executor, **SUM)
     record = run(executor, **{**SUM, "b": ("Number", {"value": 4})})

