@@ -209,10 +209,19 @@ def _models_verify(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from ..face.score import score_files  # pyright: ignore
+    from ..face.score import score_files
 
     record = score_files(options.reference, options.picture)
-    _print(record if options.json else str(record))
+    if options.json:
+        _print(record)
+    elif record["similarity"] is None:
+        _print(f"no comparison: {', '.join(record['flags'])}")
+    else:
+        limits = record["thresholds"]
+        _print(
+            f"{record['verdict']}: similarity {record['similarity']:.3f} ({record['judge']['embedder']}; same from "
+            f"{limits['same']:.2f}, different below {limits['different']:.2f})"
+        )
     return OK
 
 

@@ -139,7 +139,7 @@ def _ordered(faces: Sequence[Face], smallest: float) -> tuple[Face, ...]:
 
 
 def _retry(net: Network, pictures: Tensor, faces: list[list[Face]], size: int, minimum: float, host: Host) -> None:
-    """Look again at those of ``pictures`` (B, H, W, 3) whose ``faces`` are missing or doubtful, and put in what is seen.
+    """Look again at those of ``pictures`` (B, H, W, 3) whose ``faces`` are missing or doubtful; keep what is surer.
 
     Works on copies not larger than ``size``, so a large picture costs no more than a small one.
     """

@@ -52,6 +52,8 @@ PRESENT = 0.0
 
 TILT = 8.0
 """Degrees by which the face may lie aslant in the crop before the network looks again, upright."""
+LOOKS = 3
+"""At most so many times."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,17 @@ class Mesh:
     def mark(self, picture: Tensor, faces: Sequence[Face]) -> list[Marks | None]:
         """468 points (x, y, z) and the pose of each face; None where the network sees no face in the crop."""
         shapes = self._look(picture, [upright_square(face, SIZE, GROW, turned=True) for face in faces])
-        again: dict[int, Array] = {}
-        for i, shape in enumerate(shapes):
-            if shape is not None and _tilt(faces[i].points, five(shape)) > TILT:
-                again[i] = _around(shape)
-        for i, shape in zip(again, self._look(picture, list(again.values())), strict=True):
-            shapes[i] = shapes[i] if shape is None else shape
+        upright = {i: face.points for i, face in enumerate(faces)}
+        for _ in range(LOOKS - 1):
+            # The points by which a crop was turned, against what was then seen in it.
+            upright = {
+                i: seen
+                for i, points in upright.items()
+                if (shape := shapes[i]) is not None and _tilt(points, seen := five(shape)) > TILT
+            }
+            nearer = [_around(shape) for i in upright if (shape := shapes[i]) is not None]
+            for i, shape in zip(upright, self._look(picture, nearer), strict=True):
+                shapes[i] = shapes[i] if shape is None else shape
         return [None if shape is None else Marks(shape, pose_of_mesh(shape)) for shape in shapes]
 
     def _look(self, picture: Tensor, matrices: list[Array]) -> list[Array | None]:
