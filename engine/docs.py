@@ -19,8 +19,8 @@ def pack_classes() -> list[tuple[str, str, Any]]:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop or colon that ends a clause."""
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0].rstrip(".:") + "."
+    """Up to the first full stop that ends a sentence."""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
 def _types(node: Any) -> str:

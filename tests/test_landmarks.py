@@ -161,7 +161,7 @@ def test_faces_of_another_batch_are_refused():
         annotate(torch.zeros(2, 16, 16, 3), Faces(((),), ((16, 16),)))
 
 
-@pytest.mark.parametrize("degrees", [-40, 25, 60])
+@pytest.mark.parametrize("degrees", [-40, 25, 35])
 def test_a_poor_eye_line_of_the_detector_does_not_tilt_the_mesh(degrees):
     ready("mesh")
     good = mesh_of("person_b_1").landmarks[468]

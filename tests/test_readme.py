@@ -38,7 +38,8 @@ def test_every_command_in_the_readme_is_one():
 
 def test_every_make_target_in_the_readme_is_one():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make (\w+)", README)) <= targets
+    named = {a or b for a, b in re.findall(r"`make ([\w-]+)|^make ([\w-]+)", README, re.M)}
+    assert len(named) > 3 and named <= targets
 
 
 def test_every_workflow_is_in_the_readme():

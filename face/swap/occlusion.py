@@ -16,11 +16,12 @@ from .colour import blur, surface
 
 
 def distance(polygon: Array, height: int, width: int) -> Array:
-    """(height, width) float32: pixels to the outline of ``polygon`` (N, 2), positive inside, negative outside."""
+    """(height, width) float32: pixels to the outline of ``polygon`` (N, 2 or 3), positive inside, else negative."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     nearest = np.full((height, width), np.inf, np.float32)
     inside = np.zeros((height, width), np.bool_)
-    for (x1, y1), (x2, y2) in zip(polygon.astype(np.float32), np.roll(polygon, -1, 0).astype(np.float32), strict=True):
+    corners = polygon[:, :2].astype(np.float32)
+    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, 0), strict=True):
         ex, ey = x2 - x1, y2 - y1
         along = np.clip(((x - x1) * ex + (y - y1) * ey) / max(float(ex * ex + ey * ey), 1e-9), 0, 1)
         np.minimum(nearest, (x - x1 - along * ex) ** 2 + (y - y1 - along * ey) ** 2, out=nearest)

@@ -57,13 +57,18 @@ def paste_back_(frame: Tensor, crop: Tensor, matrix: Array) -> Tensor:
         return frame
     alpha, (height, width) = found.alpha, found.alpha.shape
     warped = _warp_back(crop, matrix, found)
-    region = frame[found.y : found.y + height, found.x : found.x + width]
-    below = region.permute(2, 0, 1).to(torch.float32)
-    warped.sub_(below).mul_(alpha).add_(below)
-    if frame.dtype == torch.uint8:
-        # To the nearest: where the crop shows alone, that is what the recipe does too.
-        warped.add_(0.5)
-    region.permute(2, 0, 1).copy_(warped)
+    region = frame[found.y : found.y + height, found.x : found.x + width].numpy()
+    shown, drawn = alpha.numpy(), warped.numpy()
+    for channel in range(drawn.shape[0]):
+        # One channel at a time stays in the processor's cache; numpy casts as it goes.
+        below, plane = region[..., channel], drawn[channel]
+        plane -= below
+        plane *= shown
+        plane += below
+        if frame.dtype == torch.uint8:
+            # To the nearest: where the crop shows alone, that is what the recipe does too.
+            plane += 0.5
+        np.copyto(below, plane, casting="unsafe")
     return frame
 
 
@@ -91,11 +96,11 @@ def paste_mask(frame: tuple[int, int], crop: tuple[int, int], matrix: Array) -> 
     radius = max(size // 20, 5)
     if len(rows) == 0:
         return None
-    kernel = _gaussian(radius)
+    # Between points so near to one another a blurred edge is as good as straight, within 0.7 / 255.
+    stride = max(1, int(0.43 * _sigma(radius)))
+    kernel = _gaussian(radius, stride)
     x1, x2 = max(0, int(left.min()) - radius), min(width, int(right.max()) + radius + 1)
     y1, y2 = max(0, int(rows[0]) - radius), min(height, int(rows[-1]) + radius + 1)
-    # Between points so near to one another a blurred edge is as good as straight: h² / 8 max|f''| < 0.5 / 255.
-    stride = max(1, int(0.25 * _sigma(radius)))
     xs = x1 + stride * np.arange(-(-(x2 - x1 - 1) // stride) + 1)
     ys = y1 + stride * np.arange(-(-(y2 - y1 - 1) // stride) + 1)
     along = _blur_rows(left, right, xs, kernel, width)
@@ -154,7 +159,10 @@ def _square(frame: tuple[int, int], crop: tuple[int, int], matrix: Array) -> tup
 
 
 def _erode(rows: Array, left: Array, right: Array, size: int, frame: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """The intervals after erosion by a square of ``size``, as cv2.erode: anchor size // 2, the frame's outside ignored."""
+    """The intervals after erosion by a square of ``size``, as by cv2.erode.
+
+    Its anchor is size // 2, and what lies outside the frame is ignored.
+    """
     height, width = frame
     before, after = size // 2, size - 1 - size // 2
     first = np.where(left == 0, 0, left + before)
@@ -177,10 +185,14 @@ def _sigma(radius: int) -> float:
     return 0.3 * (radius - 1) + 0.8
 
 
-def _gaussian(radius: int) -> Array:
-    """(2 radius + 1,) float64, sums to 1: cv2.getGaussianKernel(2 * radius + 1, 0)."""
+def _gaussian(radius: int, stride: int) -> Array:
+    """(2 radius + 1,) float64, sums to 1: cv2.getGaussianKernel(2 * radius + 1, 0), less the blur of interpolation.
+
+    Straight lines between points ``stride`` apart blur by a variance of stride² / 6 in the mean, which is taken off.
+    """
     steps = np.arange(-radius, radius + 1, dtype=np.float64)
-    kernel = np.exp(-0.5 * (steps / _sigma(radius)) ** 2)
+    variance = _sigma(radius) ** 2 - (stride**2 / 6 if stride > 1 else 0)
+    kernel = np.exp(-0.5 * steps**2 / variance)
     return kernel / kernel.sum()
 
 
