@@ -103,11 +103,12 @@ def test_one_person_goes_on_every_face_and_several_go_by_order():
     assert assign([*two, head(), head()], three, "order")[3] is None
 
 
-def test_by_identity_a_label_counts_first_then_the_nearest_embedding():
+def test_by_identity_names_count_and_only_where_there_are_none_the_nearest_embedding():
     people = identity(person("ann", vector=(1, 0)), person("bob", vector=(0, 1)))
     near_bob = (Embedding(np.array([0.2, 0.9], np.float32), CONTRACT),)
     faces = [head(label="ann", embeddings=near_bob), head(embeddings=near_bob), head(label="eve")]
-    assert [p and p.name for p in assign(faces, people, "identity")] == ["ann", "bob", None]
+    assert [p and p.name for p in assign(faces, people, "identity", named=True)] == ["ann", None, None]
+    assert [p and p.name for p in assign(faces[1:2], people, "identity")] == ["bob"]
     with pytest.raises(BadInput, match="labelled or embedded"):
         assign([head()], people, "identity")
 
@@ -209,7 +210,9 @@ PAIRS = [
     ("impostor_2", "impostor_1"),
     ("impostor_2", "person_a_2"),
 ]
-"""Source and target; every photograph is both."""
+"""Source and target; every photograph is both. Of all 26 pairs of different people these ten keep every promise; not so
+impostor_1 on person_a_2 (stays nearer the target), by MobileFaceNet alone impostor_1 on person_a_1 (equally near) and
+both of person_a on impostor_2 (alike before, so it rises by less)."""
 
 EMBEDDERS = ("sface", "mobilefacenet")
 

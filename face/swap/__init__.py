@@ -92,8 +92,9 @@ def swap(
     """``image`` (B, H, W, 3) with its ``faces`` drawn as the people of ``identity``; strength 0 changes nothing.
 
     ``mapping``: ``order`` puts person k on face k of each picture, further faces stay (one person goes on every face);
-    ``identity`` puts on each face the person it is labelled with, else the one its embedding is nearest to. A face
-    labelled with a name that the identity does not know stays. A picture without faces comes back as it went in.
+    ``identity`` puts on each face the person it is labelled with; if no face of the batch has a label, the one that its
+    embedding is nearest to. Faces of strangers (no label where others have one, or a name that the identity does not
+    know) stay. A picture without faces comes back as it went in.
     """
     image = as_image(image)
     if len(faces) != len(image):
@@ -120,7 +121,8 @@ def swap(
     if strength == 0 or faces.count == 0:
         return Swapped(image, mask, ((),) * len(image))
     draw.check(identity)
-    people = [assign(found, identity, mapping) for found in faces]
+    named = any(face.label is not None for found in faces for face in found)
+    people = [assign(found, identity, mapping, named) for found in faces]
     settings = Settings(mouth, feather, colour)
     out = image.clone()
     done: list[tuple[int, ...]] = []
@@ -139,18 +141,21 @@ def swap(
     return Swapped(out, mask, tuple(done))
 
 
-def assign(faces: Sequence[Face], identity: Identity, mapping: str) -> list[Person | None]:
-    """Who goes on each of ``faces`` of one picture, None for nobody; ``mapping`` as for ``swap``."""
+def assign(faces: Sequence[Face], identity: Identity, mapping: str, named: bool = False) -> list[Person | None]:
+    """Who goes on each of ``faces`` of one picture, None for nobody; ``mapping`` as for ``swap``.
+
+    ``named``: somebody has put names to the faces of the batch, so one without a name is a stranger and stays.
+    """
     people = identity.people
     if mapping == "order":
         if len(people) == 1:
             return [people[0]] * len(faces)
         return [people[k] if k < len(people) else None for k in range(len(faces))]
-    return [_person_of(face, identity) for face in faces]
+    return [_person_of(face, identity, named) for face in faces]
 
 
-def _person_of(face: Face, identity: Identity) -> Person | None:
-    if face.label is not None:
+def _person_of(face: Face, identity: Identity, named: bool) -> Person | None:
+    if named:
         return next((person for person in identity.people if person.name == face.label), None)
     embedding = face.embedding(identity.contract)
     if embedding is None:

@@ -57,17 +57,19 @@ def resize(values: Tensor, height: int, width: int) -> Tensor:
 def smooth(values: Tensor, weight: Tensor, sigma: float) -> Tensor:
     """``values`` (h, w, C) averaged over a Gaussian neighbourhood in which ``weight`` (h, w) counts.
 
-    Where nothing near counts, the neighbourhood widens (a normalised convolution over ever larger Gaussians).
+    Where nothing near counts, the neighbourhood is three times as wide, and where that is empty too it is everything
+    (a normalised convolution).
     """
+    everything = (values * weight[..., None]).sum((0, 1)) / weight.sum().clamp_min(1e-6)
     out = torch.zeros_like(values)
     left = torch.ones_like(weight)[..., None]
-    for widen in (1.0, 3.0, 9.0):
+    for widen in (1.0, 3.0):
         spread = blur(torch.cat([values * weight[..., None], weight[..., None]], -1), sigma * widen)
         total = spread[..., -1:]
-        trust = (total / 0.1).clamp(0, 1) if widen < 9 else torch.ones_like(total)
+        trust = (total / 0.1).clamp(0, 1)
         out = out + left * trust * spread[..., :-1] / total.clamp_min(1e-6)
         left = left * (1 - trust)
-    return out
+    return out + left * everything
 
 
 def surface(values: Tensor, weight: Tensor, rounds: int = 6) -> Tensor:

@@ -2,7 +2,7 @@
 
 The target keeps its pose, its expression and its light; the reference gives the texture. Both are known as the 468
 points of MediaPipe's face mesh. What covers the target's face (hair, a hand) stays; what covers the reference's is not
-copied; the inside of an open mouth is the target's own.
+copied but taken from the other half of the face; the inside of an open mouth and shut eyes are the target's own.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ from .warp import facing, rasterise, sample, shrink
 
 POINTS = 468
 LIGHT = 0.16
+"""The sigma of what counts as light and complexion rather than as a feature, in parts of the face's width."""
 WORKING = 224
 """Masks and light are worked out with the face's longer side at most so many pixels: they are smooth anyway."""
 
 LEFT_CHEEK, RIGHT_CHEEK, BROW_TOP, CHIN, LIP_TOP, LIP_BOTTOM = 234, 454, 10, 152, 13, 14
+LIPS_BETWEEN = (
+    (62, 183, 42, 41, 38, 12, 268, 271, 272, 407, 292, 325, 319, 403, 316, 15, 86, 179, 89, 96),
+    (76, 184, 74, 73, 72, 11, 302, 303, 304, 408, 306, 307, 320, 404, 315, 16, 85, 180, 90, 77),
+)
+"""The rows of lip points between ``LIPS_INNER`` and ``LIPS_OUTER``, in the same order."""
 SHUT = 0.85
 """An eye counts as shut if its middle is at least so light, in parts of the skin around it."""
 OPEN = 0.02
@@ -127,7 +133,10 @@ def _mesh_of(face: Face, whose: str) -> Array:
             f"the mesh swapper needs the {POINTS} points of a face mesh on {whose}; it carries {known}. "
             "Detect the faces with the landmarks set to mesh."
         )
-    return face.landmarks[POINTS].astype(np.float32)
+    mesh = face.landmarks[POINTS].astype(np.float32)
+    if not np.isfinite(mesh).all():
+        raise BadInput(f"the face mesh on {whose} holds values that are not finite; detect the faces again")
+    return mesh
 
 
 def nearest_pose(person: Person, target: Array) -> Reference:
@@ -171,6 +180,12 @@ def _draw(there: Tensor, target: Array, image: Tensor, source: Array, settings: 
     """Pixels (h, w, 3) and mask (h, w) for the region ``there`` (h, w, 3), in whose pixels ``target`` lies."""
     height, width = there.shape[:2]
     unit = face_width(target)
+    target_gap, source_gap = gap(target), gap(source)
+    if target_gap < OPEN <= source_gap:
+        # Shut lips must not show the teeth behind the source's open ones: take the texture from within the lips.
+        source = source.copy()
+        for row in (LIPS_INNER, *LIPS_BETWEEN):
+            source[list(row)] += 0.35 * (source[list(LIPS_OUTER)] - source[list(row)])
     raster = rasterise(target, TRIANGLES, height, width)
     front = np.abs(facing(source, TRIANGLES)).sum() / max(np.abs(facing(target, TRIANGLES)).sum(), 1e-6)
     smaller = shrink(image, float(np.sqrt(front)))
@@ -216,7 +231,7 @@ def _draw(there: Tensor, target: Array, image: Tensor, source: Array, settings: 
     limit = reach((small_there - slow[..., :3])[common > 0.5])
     tint = 1 - 0.6 * step(regions.eyes, -0.01, 0.01)
     kept = torch.maximum(
-        _mouth(regions, gap(target), gap(source), settings.mouth), _eyes(regions, small_there, small_texture)
+        _mouth(regions, target_gap, source_gap, settings.mouth), _eyes(regions, small_there, small_texture)
     )
     use = clear * (1 - kept)
     flesh = 1 - step(np.maximum(regions.eyes, regions.lips), -0.01, 0.01)
@@ -278,7 +293,7 @@ def _mouth(regions: _Regions, target: float, source: float, mouth: str) -> Tenso
     if mouth == "source" or (mouth == "auto" and max(target, source) < OPEN):
         return torch.zeros(regions.mouth.shape)
     if target < OPEN:
-        return step(regions.mouth, -max(0.011, 1.5 * regions.pixel), -max(0.003, 0.5 * regions.pixel))
+        return step(regions.mouth, -max(0.010, 1.2 * regions.pixel), -max(0.003, 0.3 * regions.pixel))
     return step(regions.mouth, -0.006, 0.006)
 
 

@@ -58,16 +58,23 @@ def covered(strange: Tensor, oval: Array, protected: Tensor, soft: float, thin: 
     ``thin`` the radius of what is too thin to count, both in pixels.
     Hysteresis: from what is very strange near the outline over all that is rather strange and touches it.
     """
-    open_ground = (strange > 2.6) & ~protected & torch.from_numpy(oval > -0.1)
-    reached = ((strange > 3.4) & open_ground & torch.from_numpy(oval < 0.03)).float()[None, None]
-    ground = open_ground.float()[None, None]
-    count = -1.0
-    while float(reached.sum()) > count:
-        count = float(reached.sum())
+    ground = ((strange > 2.6) & ~protected).numpy() & (oval > -0.1)
+    reached = (strange > 3.4).numpy() & ground & (oval < 0.03)
+    count = -1
+    while (now := int(reached.sum())) > count:
+        count = now
         for _ in range(8):
-            reached = F.max_pool2d(reached, 3, 1, 1) * ground
+            grown = reached.copy()
+            grown[1:] |= reached[:-1]
+            grown[:-1] |= reached[1:]
+            grown[:, 1:] |= reached[:, :-1]
+            grown[:, :-1] |= reached[:, 1:]
+            reached = grown & ground
+    cover = torch.from_numpy(reached.astype(np.float32))[None, None]
     # Opening: a ragged rim and stray hairs make a ragged mask, which shows more than what it saves.
     radius = round(thin)
     size = 2 * radius + 1
-    opened = F.max_pool2d(-F.max_pool2d(-reached, size, 1, radius), size, 1, radius)
-    return blur(F.max_pool2d(opened, 3, 1, 1)[0, 0, ..., None], max(soft, 0.7))[..., 0]
+    opened = F.max_pool2d(-F.max_pool2d(-cover, size, 1, radius), size, 1, radius)
+    # Grown by a third of its softness, so that most of the soft rim lies outside of the cover.
+    rim = max(1, round(soft / 3))
+    return blur(F.max_pool2d(opened, 2 * rim + 1, 1, rim)[0, 0, ..., None], max(soft, 0.7))[..., 0]
