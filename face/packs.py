@@ -6,8 +6,10 @@ A pack is a folder of ONNX files such as ``buffalo_l``. No file name matters, an
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +45,7 @@ class Pack:
 
     def listing(self) -> str:
         """Its files in a sentence, for error messages."""
-        return ", ".join(sorted(path.name for path in self.folder.glob("*.onnx"))) or "none"
+        return ", ".join(name for name, _, _ in onnx_files(self.folder)) or "none"
 
 
 def route(found: Signature) -> Part | None:
@@ -69,11 +71,26 @@ def route(found: Signature) -> Part | None:
     return None
 
 
-def read(name: str, folder: Path) -> Pack:
+Files = tuple[tuple[str, int, int], ...]
+"""Names of the ``.onnx`` files of a folder, each with its time of change and its size."""
+
+
+def onnx_files(folder: Path) -> Files:
+    """The ``.onnx`` files in ``folder``, sorted by name; none if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries if e.name.endswith(".onnx")]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=64)
+def _read(name: str, folder: Path, files: Files) -> Pack:
     """The pack in ``folder``. Of several files for one part the first by name is taken, as InsightFace does."""
     parts: dict[str, Path] = {}
     ignored: list[tuple[Path, str]] = []
-    for path in sorted(folder.glob("*.onnx")):
+    for path in (folder / file for file, _, _ in files):
         try:
             part = route(signature(path))
         except (BadModelFile, OSError) as error:
@@ -92,17 +109,20 @@ def read(name: str, folder: Path) -> Pack:
 def packs(host: Host = STANDALONE) -> dict[str, Pack]:
     """The packs in the host's ``insightface`` folders by name, sorted.
 
-    Also finds the files one folder deeper, where some published archives put them (``antelopev2/antelopev2``).
+    Also finds the files one folder deeper, where some published archives put them (``antelopev2/antelopev2``). Looks at
+    the folders anew every time and into a file only if it is new or has changed.
     """
     found: dict[str, Pack] = {}
     for root in host.folders("insightface"):
-        if not root.is_dir():
+        try:
+            with os.scandir(root) as entries:
+                names = [entry.name for entry in entries if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            inner = folder / folder.name
-            holder = inner if inner.is_dir() and not any(folder.glob("*.onnx")) else folder
-            if folder.name not in found and any(holder.glob("*.onnx")):
-                found[folder.name] = read(folder.name, holder)
+        for name in names:
+            for folder in (root / name, root / name / name):
+                if name not in found and (files := onnx_files(folder)):
+                    found[name] = _read(name, folder, files)
     return dict(sorted(found.items()))
 
 

@@ -49,7 +49,10 @@ def _open(path: Path, providers: list[str]) -> tuple[Any, int]:
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:
-        raise BadModelFile(f"onnxruntime {ort.__version__} cannot open {path}: {error}") from error
+        raise BadModelFile(
+            f"onnxruntime {ort.__version__} cannot open {path}: the file is damaged, or newer than this onnxruntime. "
+            f"Delete it and fetch or copy it again, or update onnxruntime, which says: {error}"
+        ) from error
     got = session.get_providers()
     if providers and providers[0] not in got:
         log.warning(
@@ -98,7 +101,7 @@ class OnnxModel:
                 takes = ", ".join(f"{p.name} {p.shape}" for p in self.signature.inputs)
                 raise BadModelFile(
                     f"{self.path.name} could not run on {shapes}; it declares {takes}. It may be another kind of model "
-                    f"than it is used as. onnxruntime says: {error}"
+                    f"than it is used as: fetch or copy it again. onnxruntime says: {error}"
                 ) from error
 
     def providers(self) -> list[str]:

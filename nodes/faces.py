@@ -11,7 +11,7 @@ from ..face import analyse as analysing
 from ..face import attributes, crop, detect, keypoints, landmarks, masks, overlay, select, track
 from ..face.analyse import NONE, Look
 from ..face.errors import NoFace
-from ..face.image import as_image
+from ..face.image import as_image, check_faces
 from ..face.types import Faces, Identity
 from .form import (
     CATEGORY,
@@ -228,6 +228,7 @@ class SelectFaces:
         gender: str = "any",
     ) -> dict[str, Any]:
         image = as_image(image)
+        check_faces(image, faces)
         if identity is not None:
             faces = analysing.with_embeddings(image, faces, identity.contract, host=host())
         kept = select.select(
@@ -354,6 +355,7 @@ class FaceMasks:
 
     def run(self, image: Tensor, faces: Faces, area: str, parts: str, grow: int, feather: int) -> dict[str, Any]:
         image = as_image(image)
+        check_faces(image, faces)
         if area == "parts":
             faces = analysing.with_mesh(image, faces, host=host())
         named = [part.strip() for part in parts.split(",") if part.strip()]
@@ -408,6 +410,7 @@ class CropFaces:
         self, image: Tensor, faces: Faces, template: str, margin: float, upright: bool, size: int
     ) -> dict[str, Any]:
         image = as_image(image)
+        check_faces(image, faces)
         if not faces.count:
             raise NoFace(
                 "there is no face to crop in any of the pictures. Put Select Faces before this node and choose "

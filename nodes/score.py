@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..face import embed, report
 from ..face import score as scoring
+from ..face.errors import BadInput
 from ..face.image import as_image, to_uint8
 from ..face.score import Limits
 from ..face.types import Contract, Faces, FaceScore, Identity
@@ -57,6 +58,17 @@ def picked(scores: Scores, pictures: Sequence[int]) -> Scores:
     """The scores of these pictures, renumbered in that order."""
     records = [replace(r, image=new) for new, old in enumerate(pictures) for r in scores.records if r.image == old]
     return replace(scores, records=tuple(records), pictures=len(pictures))
+
+
+def same_batch(image: Tensor, scores: Scores) -> Tensor:
+    """``image`` as an image, once it is certain that ``scores`` speak of as many pictures; BadInput otherwise."""
+    image = as_image(image)
+    if len(image) != scores.pictures:
+        raise BadInput(
+            f"the scores are those of {scores.pictures} picture{'s' * (scores.pictures != 1)}, but the image has "
+            f"{len(image)}. Connect the image that was scored."
+        )
+    return image
 
 
 class ScoreFaces:
@@ -144,9 +156,7 @@ class ScoreFaces:
         details = as_json(report.to_json(records, drivers=drivers, limits=limits))
         lines = [told(scores)]
         if target is not None and not any(face.landmarks for found in target for face in found):
-            lines.append(
-                "expression not compared: the target's faces carry no landmarks; switch them on there"
-            )
+            lines.append("expression not compared: the target's faces carry no landmarks; switch them on there")
         return {"ui": {"text": lines}, "result": (scores, each, passed, details)}
 
 
@@ -176,7 +186,7 @@ class BestOf:
         }
 
     def run(self, image: Tensor, scores: Scores, by: str, count: int) -> dict[str, Any]:
-        image = as_image(image)
+        image = same_batch(image, scores)
         order = scoring.best_of(scores.records, len(image), by, pictures=len(image))
         kept = order[:count]
         values = scoring.per_picture(scores.records, by, pictures=len(image))
@@ -224,7 +234,7 @@ class GateByScore:
         }
 
     def run(self, image: Tensor, scores: Scores, by: str, threshold: float) -> dict[str, Any]:
-        image = as_image(image)
+        image = same_batch(image, scores)
         gate = scoring.gate(scores.records, threshold, by, pictures=len(image))
         passed, failed = (image[list(side)] if side else host().blocker(None) for side in (gate.passed, gate.failed))
         line = f"{len(gate.passed)} of {len(image)} passed"
@@ -274,7 +284,7 @@ class ScoreReport:
         source: Tensor | None = None,
         target: Tensor | None = None,
     ) -> dict[str, Any]:
-        rows = report.rows(scores.records, image, source=source, target=target)
+        rows = report.rows(scores.records, same_batch(image, scores), source=source, target=target)
         sheet = report.sheet(rows, title=title, limits=scores.limits)
         record = as_json(report.to_json(scores.records, drivers=scores.drivers, limits=scores.limits))
         saved = self.write(sheet, record, filename_prefix, edited=target is not None)

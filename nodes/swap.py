@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..face import analyse as analysing
 from ..face import swap as swapping
-from ..face.image import as_image
+from ..face.image import as_image, check_faces
 from ..face.types import Faces, Identity
 from .form import CATEGORY, FACES, IDENTITY, choice, number, socket
 from .host import host
@@ -78,6 +78,7 @@ class SwapFaces:
         no_face: str,
     ) -> dict[str, Any]:
         image, here = as_image(image), host()
+        check_faces(image, faces)
         if no_face == "error":
             analysing.require_faces(faces, "Swap Faces is to put a face into every picture")
         faces = analysing.with_mesh(image, faces, host=here)

@@ -155,9 +155,9 @@ def test_no_face_is_legal_and_the_batch_keeps_its_length(landmarker):
 
 
 def test_faces_of_another_batch_are_refused():
-    with pytest.raises(BadInput, match="batch of 1 pictures, but 2 came"):
+    with pytest.raises(BadInput, match="come from 1 pictures, but the image has 2"):
         landmark(torch.zeros(2, 16, 16, 3), Faces(((),), ((16, 16),)))
-    with pytest.raises(BadInput, match="batch of 1 pictures, but 2 came"):
+    with pytest.raises(BadInput, match="come from 1 pictures, but the image has 2"):
         annotate(torch.zeros(2, 16, 16, 3), Faces(((),), ((16, 16),)))
 
 

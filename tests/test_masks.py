@@ -57,11 +57,13 @@ CENTRED = one([face_at(160, 120)])
 
 @given(st.lists(st.tuples(st.floats(-20, 60), st.floats(-20, 60)), min_size=3, max_size=3))
 @settings(max_examples=30, deadline=None)
-def test_a_filled_triangle_has_its_exact_area(corners):
+def test_a_filled_triangle_has_its_area(corners):
     (ax, ay), (bx, by), (cx, cy) = corners
     area = abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)) / 2
     cover = fill(np.array(corners) + 40, 140, 140)
-    assert float(cover.sum(dtype=torch.float64)) == pytest.approx(area, abs=1 + 0.002 * area)
+    # A flat edge may fall between two of the eight lines by which a row of pixels is measured.
+    wide = max(ax, bx, cx) - min(ax, bx, cx)
+    assert float(cover.sum(dtype=torch.float64)) == pytest.approx(area, abs=0.5 + wide / 16 + 0.002 * area)
     assert cover.min() >= 0 and cover.max() <= 1
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..host import STANDALONE, Host
-from ..image import as_image
+from ..image import as_image, check_faces
 from ..packs import explain
 from ..registry import Registry
 from ..types import Face, Faces
@@ -78,11 +78,7 @@ def network(attributes: str, host: Host = STANDALONE) -> Network:
 def annotate(image: Any, faces: Faces, attributes: str = "age-gender", *, host: Host = STANDALONE) -> Faces:
     """``faces`` of ``image`` (B, H, W, 3), each with age and gender; those that have both are left alone."""
     image = as_image(image)
-    if len(faces) != len(image):
-        raise BadInput(
-            f"the faces belong to a batch of {len(faces)} pictures, but {len(image)} came with them. "
-            "Detect the faces in this very batch."
-        )
+    check_faces(image, faces)
     net = network(attributes, host)
     images: list[tuple[Face, ...]] = []
     for picture, found in zip(image, faces, strict=True):

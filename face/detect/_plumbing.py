@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,7 +51,9 @@ class Found:
 
 
 def collect(boxes: list[Array], points: list[Array], scores: list[Array]) -> Found:
-    """One record of the rows that the levels of a pyramid gave."""
+    """One record of the rows that the levels of a pyramid gave; no level may have given any."""
+    if not scores:
+        return Found(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros(0, np.float32))
     return Found(
         np.concatenate(boxes).astype(np.float32, copy=False),
         np.concatenate(points).reshape(-1, 5, 2).astype(np.float32, copy=False),
@@ -83,8 +86,9 @@ def canvas(pictures: Tensor, inner: tuple[int, int], outer: tuple[int, int], *, 
         planes = target[::-1] if bgr else target
         same = tuple(picture.shape[:2]) == inner
         if same or picture.shape[1] > 2 * width:
-            scaled = resize(picture, height, width)[0].numpy()
-            np.multiply(scaled, np.float32(255), out=planes[:, :height, :width])
+            inside = planes[:, :height, :width]
+            inside[...] = resize(picture, height, width)[0].numpy()
+            np.multiply(inside, np.float32(255), out=inside)
         else:
             planes[:, :height, :width] = _resized(picture, height, width)
     return out
@@ -109,9 +113,11 @@ def _resized(picture: Tensor, height: int, width: int) -> Array:
         )
     else:
         picture = picture.reshape(1, -1).expand(height, -1) * 255
-    levels = picture.add_(0.5).numpy().astype(np.uint8).reshape(1, height, columns, 3)
+    levels = np.empty((height, columns * 3), np.uint8)
+    np.add(picture.numpy(), np.float32(0.5), out=levels, casting="unsafe")
     # Seen as (1, 3, height, columns) it is channels-last, the layout of the fast kernel.
-    return F.interpolate(torch.from_numpy(levels).permute(0, 3, 1, 2), (height, width), mode="bilinear")[0].numpy()
+    seen = torch.from_numpy(levels).view(1, height, columns, 3).permute(0, 3, 1, 2)
+    return F.interpolate(seen, (height, width), mode="bilinear")[0].numpy()
 
 
 @lru_cache(maxsize=64)
@@ -131,5 +137,8 @@ def describe(found: Signature) -> str:
 
 def own_files(host: Host, prefixes: tuple[str, ...]) -> list[Path]:
     """The user's ``.onnx`` files in the ``likeness`` folders whose names begin with one of ``prefixes``, sorted."""
-    files = [path for folder in host.folders("likeness") for path in sorted(folder.glob("*.onnx"))]
-    return [path for path in files if path.name.lower().startswith(prefixes)]
+    found: list[Path] = []
+    for folder in host.folders("likeness"):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        found += [folder / n for n in names if n.endswith(".onnx") and n.lower().startswith(prefixes)]
+    return found

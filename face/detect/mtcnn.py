@@ -18,7 +18,7 @@ from ..models import ModelCard, PackageSource, catalogue, find
 from ..session import OnnxModel
 from ..types import Array
 from . import detectors
-from ._plumbing import Found, canvas, shrunk
+from ._plumbing import Found, canvas, collect, shrunk
 
 PNET, RNET, ONET = (
     catalogue.add(
@@ -133,7 +133,7 @@ class MTCNN:
             boxes = square(_shifted(boxes[rows], shift[rows]))
         crops = windows(picture, boxes, 48)
         if not len(crops):
-            return Found(np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros(0, np.float32))
+            return collect([], [], [])
         shift, marks, odds = self.settle.run_batch(self.settle.signature.inputs[0].name, crops.astype(np.float32))
         rows = np.flatnonzero(odds[:, 1] > minimum)
         boxes, odds = boxes[rows], odds[rows, 1]

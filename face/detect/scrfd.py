@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import BadModelFile, MissingModel
@@ -114,8 +115,8 @@ class SCRFD:
         inner = letterbox(height, width, outer)
         # RGB [0, 255] -> [-1, 1); the margin is black, not grey.
         batch = canvas(pictures, inner, outer)
-        np.subtract(batch, 127.5, out=batch)
-        np.multiply(batch, 1 / 128, out=batch)
+        seen = torch.from_numpy(batch)
+        torch.add(torch.tensor(-127.5 / 128), seen, alpha=1 / 128, out=seen)
         found = [decode(outputs, self.layout, *outer, minimum) for outputs in self._run(batch)]
         # InsightFace takes one factor for both axes: it suppresses doubles in the picture, after scaling.
         back = height / inner[0]

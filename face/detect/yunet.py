@@ -48,25 +48,25 @@ def decode(outputs: list[Array], height: int, width: int, minimum: float) -> lis
     ``outputs`` in the order of ``OUTPUTS``: (B, cells, 1), (B, cells, 1), (B, cells, 4) and (B, cells, 10). One anchor
     a cell; the score is the geometric mean of class and objectness (opencv modules/objdetect/src/face_detect.cpp).
     """
-    levels: list[tuple[int, Array, Array]] = []
-    for level, stride in enumerate(STRIDES):
-        scores = np.sqrt(np.clip(outputs[level], 0, 1) * np.clip(outputs[level + 3], 0, 1))[..., 0]
-        levels.append((stride, cells(height // stride, width // stride), scores))
     found: list[Found] = []
     for picture in range(len(outputs[0])):
         boxes: list[Array] = []
         points: list[Array] = []
-        kept: list[Array] = []
-        for level, (stride, grid, scores) in enumerate(levels):
-            rows = np.flatnonzero(scores[picture] >= minimum)
-            at = grid[rows]
+        scores: list[Array] = []
+        for level, stride in enumerate(STRIDES):
+            # Both are sigmoids; the root is taken of the few that pass.
+            odds = outputs[level][picture, :, 0] * outputs[level + 3][picture, :, 0]
+            rows = np.flatnonzero(odds >= minimum * minimum)
+            if not len(rows):
+                continue
+            at = cells(height // stride, width // stride)[rows]
             box = outputs[level + 6][picture, rows]
             centre = at + box[:, :2]
             half = np.exp(box[:, 2:]) / 2
             boxes.append(np.concatenate([centre - half, centre + half], 1) * stride)
             points.append((outputs[level + 9][picture, rows].reshape(-1, 5, 2) + at[:, None]) * stride)
-            kept.append(scores[picture, rows])
-        found.append(collect(boxes, points, kept))
+            scores.append(np.sqrt(np.clip(odds[rows], 0, 1)))
+        found.append(collect(boxes, points, scores))
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..geometry import inverse, transform, warp
 from ..host import STANDALONE, Host
-from ..image import as_image
+from ..image import as_image, check_faces
 from ..packs import explain
 from ..pose import pose_of_five
 from ..registry import Registry
@@ -90,11 +90,7 @@ def landmark(image: Any, faces: Faces, landmarker: str = "mesh", *, host: Host =
     it has. The pose is the network's own where it gives one, else that of the five points.
     """
     image = as_image(image)
-    if len(faces) != len(image):
-        raise BadInput(
-            f"the faces belong to a batch of {len(faces)} pictures, but {len(image)} came with them. "
-            "Detect the faces in this very batch."
-        )
+    check_faces(image, faces)
     opened = networks(landmarker, host)
     images: list[tuple[Face, ...]] = []
     for picture, found in zip(image, faces, strict=True):

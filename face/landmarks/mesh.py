@@ -44,7 +44,7 @@ CARD = catalogue.add(
 
 POINTS = 468
 SIZE = 192
-GROW = 1.5
+GROW = 1.3
 """The crop is so many times the detector's box, as in mediapipe modules/face_landmark/face_detection_front_…_to_roi."""
 PRESENT = 0.0
 """The presence logit above which the crop shows a face (sigmoid 0.5, as in MediaPipe)."""

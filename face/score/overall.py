@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import BadInput
 from ..geometry import iou
 from ..identity import nearest, required
-from ..image import as_image
+from ..image import as_image, check_faces
 from ..types import Contract, Embedding, Face, Faces, FaceScore, Identity, Person, normalised
 from .copy_paste import copy_paste
 from .expression import expression_error, opened_or_closed, pose_error
@@ -91,16 +91,12 @@ def score(
     embeddings of further pictures, by person if there are several: they give the copy-paste measure.
 
     The overall score is the weighted mean of ``likeness``, quality and the two ``agreement``s, over what was measured.
-    Raises ContractMismatch for faces or references embedded by another network, BadInput for a batch of another length.
+    Raises ContractMismatch for faces or references embedded by another network, BadInput for faces of other pictures.
     Never raises for want of a face; a face without any embedding gets ``no_judge``.
     """
     image = as_image(image)
     limits, weights = limits or Limits(), weights or Weights()
-    if len(faces) != len(image):
-        raise BadInput(
-            f"the faces belong to a batch of {len(faces)} pictures, but {len(image)} came with them. "
-            "Detect the faces in this very batch."
-        )
+    check_faces(image, faces)
     if target is not None and len(target) not in (1, len(faces)):
         raise BadInput(
             f"{len(faces)} pictures need as many targets, or one for all; got the faces of {len(target)} pictures"

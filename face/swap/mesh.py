@@ -47,6 +47,7 @@ LIPS_BETWEEN = (
 """The rows of lip points between ``LIPS_INNER`` and ``LIPS_OUTER``, in the same order."""
 SHUT = 0.85
 """An eye counts as shut if its middle is at least so light, in parts of the skin around it."""
+WIDER = 1.06
 OPEN = 0.02
 """A mouth counts as open from this gap between the inner lips on, in parts of the face's width."""
 
@@ -136,7 +137,14 @@ def _mesh_of(face: Face, whose: str) -> Array:
     mesh = face.landmarks[POINTS].astype(np.float32)
     if not np.isfinite(mesh).all():
         raise BadInput(f"the face mesh on {whose} holds values that are not finite; detect the faces again")
-    return mesh
+    return _widened(mesh)
+
+
+def _widened(mesh: Array) -> Array:
+    ring, centre = list(OVAL), mesh.mean(0)
+    wide = mesh.copy()
+    wide[ring] = centre + (mesh[ring] - centre) * WIDER
+    return wide
 
 
 def nearest_pose(person: Person, target: Array) -> Reference:
@@ -172,7 +180,7 @@ class MeshSwapper:
         if x2 - x1 < 2 or y2 - y1 < 2:
             return Patch(picture[:0, :0], torch.zeros(0, 0), 0, 0)
         moved = target - np.array([x1, y1, 0], np.float32)
-        pixels, mask = _draw(picture[y1:y2, x1:x2], moved, reference.image, reference.face.landmarks[POINTS], settings)
+        pixels, mask = _draw(picture[y1:y2, x1:x2], moved, reference.image, _mesh_of(reference.face, ""), settings)
         return Patch(pixels, mask, x1, y1)
 
 
