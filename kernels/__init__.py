@@ -1,0 +1,1 @@
+"""The fused attention extension: knows tensors, nothing of faces. Empty until identity adapters need it."""

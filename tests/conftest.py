@@ -1,8 +1,14 @@
 """Imports the checkout as ``likeness`` by its path, the way ComfyUI imports a pack, so a bare clone is enough."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+from hypothesis import settings
+
+# Before torch loads: threads that spin while they wait make it many times slower beside any other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -13,3 +19,8 @@ if "likeness" not in sys.modules:
     package = importlib.util.module_from_spec(spec)
     sys.modules["likeness"] = package
     spec.loader.exec_module(package)
+
+# The same examples every time, so that a failure means a change; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("steady", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))

@@ -28,8 +28,6 @@ from likeness.face.geometry import (
 from likeness.face.types import Face
 from scipy import ndimage
 
-settings.register_profile("likeness", deadline=None, max_examples=50)
-settings.load_profile("likeness")
 
 angles = st.floats(-np.pi, np.pi)
 scales = st.floats(0.05, 20)

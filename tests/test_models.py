@@ -124,6 +124,16 @@ def test_cards_come_from_the_files_that_use_them():
     assert catalogue["sface"] in list(catalogue)
 
 
+def test_the_order_of_the_catalogue_is_not_that_of_the_imports():
+    for cards in (list(catalogue), list(catalogue)[::-1]):
+        fresh = Catalogue()
+        fresh._discovered = True
+        for card in cards:
+            fresh.add(card)
+        # Files that are only fetched together keep the order in which they work.
+        assert [c.fetched_as for c in fresh] == [c.fetched_as for c in catalogue]
+
+
 @pytest.mark.parametrize("name", catalogue.names())
 def test_every_card_is_complete(name):
     card = catalogue[name]

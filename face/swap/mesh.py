@@ -47,7 +47,9 @@ LIPS_BETWEEN = (
 """The rows of lip points between ``LIPS_INNER`` and ``LIPS_OUTER``, in the same order."""
 SHUT = 0.85
 """An eye counts as shut if its middle is at least so light, in parts of the skin around it."""
-WIDER = 1.06
+WIDER = 1.15
+"""The outline of both meshes is moved out by this factor: it lies inside the face, and what is drawn ends in a soft rim
+within it, which would leave jaw and temples to the target."""
 OPEN = 0.02
 """A mouth counts as open from this gap between the inner lips on, in parts of the face's width."""
 
