@@ -221,7 +221,9 @@ def _editor_node(node: Mapping[str, Any], number: int, object_info: ObjectInfo) 
     if any(options[1].get("image_upload") for _, options in _entries(object_info, kind) if len(options) > 1):
         # The upload button is a widget too, and the last one.
         values.append("image")
-    shows = info.get("output_node") and not info["output"]
+    # Ours show the picture they looked at, as the nodes without outputs do.
+    ours = str(info.get("category", "")).startswith("Likeness") and any(s["type"] == "IMAGE" for s in sockets)
+    shows = ours or (info.get("output_node") and not info["output"])
     outputs = [
         {"name": name, "type": "COMBO" if isinstance(kind_, list) else str(kind_), "links": None, "slot_index": slot}
         for slot, (name, kind_) in enumerate(zip(info["output_name"], info["output"], strict=False))

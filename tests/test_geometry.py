@@ -28,7 +28,6 @@ from likeness.face.geometry import (
 from likeness.face.types import Face
 from scipy import ndimage
 
-
 angles = st.floats(-np.pi, np.pi)
 scales = st.floats(0.05, 20)
 shifts = st.tuples(st.floats(-500, 500), st.floats(-500, 500))
