@@ -14,7 +14,7 @@ from likeness.face.landmarks.topology import LEFT_EYE, LIPS_INNER, LIPS_OUTER, M
 from likeness.face.swap import Settings, assign, swap, swappers
 from likeness.face.swap.colour import to_lab, to_rgb
 from likeness.face.swap.mesh import nearest_pose, turn_between
-from likeness.face.swap.occlusion import distance
+from likeness.face.swap.occlusion import connected, covered, distance
 from likeness.face.swap.warp import rasterise, sample
 from likeness.face.types import Contract, Embedding, Face, Faces, Identity, Person, Reference
 from likeness.tests.photos import picture
@@ -191,6 +191,44 @@ def test_the_targets_complexion_stays():
     assert float((out.image[0][cheek].mean(0) - image[0][cheek].mean(0)).abs().max()) < 0.03
 
 
+def test_a_grey_or_toned_picture_stays_so():
+    coloured = drawn([head()])
+    grey = coloured.mean(-1, keepdim=True).expand(-1, -1, -1, 3)
+    for tone in ((1, 1, 1), (1, 0.85, 0.65)):
+        image = grey * torch.tensor(tone)
+        for colour in (1.0, 0.0):
+            out = swap(image, batch([head()]), identity(), colour=colour).image
+            assert not torch.equal(out, image)
+            # What the first channel says, the others say in the same proportion.
+            assert float((out - out[..., :1] * torch.tensor(tone)).abs().max()) < 0.02, (tone, colour)
+    lips = torch.from_numpy(distance(head().landmarks[468][list(LIPS_OUTER)], 200, 220) > 1)
+    red = swap(coloured, batch([head()]), identity()).image[0][lips]
+    assert float((red[:, 0] - red[:, 1]).mean()) > 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_a_feather_the_edge_is_hard():
+    image = drawn([head()])
+    hard, soft = (swap(image, batch([head()]), identity(), feather=feather) for feather in (0.0, 0.1))
+    assert torch.isfinite(hard.image).all() and torch.isfinite(hard.mask).all()
+    assert float(hard.mask.sum()) > float(soft.mask.sum())
+
+
+def test_a_cover_comes_in_from_outside_and_leaves_no_islands():
+    oval = distance(np.array([[4.5, 4.5], [94.5, 4.5], [94.5, 94.5], [4.5, 94.5]], np.float32), 100, 100) / 100
+    protected = torch.zeros(100, 100, dtype=torch.bool)
+    protected[45:60, 40:60] = True
+    strange = torch.zeros(100, 100)
+    strange[0:20, 30:50] = 5.0  # a lock of hair
+    strange[20:25, 40] = 5.0  # a shadow that hangs on it by a thread
+    strange[25:32, 36:44] = 5.0
+    strange[70:, 70:] = 5.0  # a hand,
+    strange[76:84, 76:84] = 0.0  # with a gap in it
+    cover = covered(strange, oval, protected, 1.0, 1.4) > 0.5
+    assert cover[8:19, 31:49].all() and cover[72:94, 72:94].all()
+    assert not cover[22:68, 10:90].any()
+
+
 def test_the_swapper_is_in_the_registry_and_says_what_it_needs():
     assert "mesh" in swappers.names()
     assert swappers["mesh"].needs == {"references"}
@@ -290,6 +328,29 @@ def test_a_swap_between_photographs_keeps_its_promises(source, target):
     # No seam: along the rim the result is no rougher than the target was there.
     rim = ((out.mask[0] > 0.02) & (out.mask[0] < 0.6))[:-1, :-1]
     assert float(steps(out.image[0])[rim].mean()) <= 1.1 * float(steps(image[0])[rim].mean())
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_the_mask_of_a_swap_is_one_piece_without_holes_but_mouth_and_eyes(source, target):
+    image, faces = picture(target), analysed(target)
+    wanted = Person(source, np.array([[1, 0]], np.float32), (Reference(picture(source)[0], analysed(source)[0][0]),))
+    mask = swap(image, faces, Identity(CONTRACT, (wanted,))).mask[0].numpy()
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = rows[0] - 1, columns[0] - 1
+    mask = mask[top : rows[-1] + 2, left : columns[-1] + 2]
+    mesh = faces[0][0].landmarks[468][:, :2] - (left, top)
+    reach = 0.05 * np.ptp(mesh[:, 0])
+    features = np.zeros(mask.shape, bool)
+    for ring in (LEFT_EYE, RIGHT_EYE, LIPS_OUTER):
+        features |= distance(mesh[list(ring)], *mask.shape) > -reach
+    border, middle = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    middle[tuple(int(v) for v in mesh.mean(0)[::-1])] = True
+    for level in (0.2, 0.5, 0.7):
+        holes = (mask <= level) & ~features & ~connected(border, (mask <= level) & ~features)
+        islands = (mask > level) & ~connected(middle, (mask > level) | features)
+        assert not holes.any() and not islands.any(), level
 
 
 def test_turning_a_mesh_is_measured_in_degrees():

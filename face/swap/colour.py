@@ -162,3 +162,23 @@ def relight(
     share = torch.maximum(share, skin) * tint
     colour = slow_source[..., 1:] + detail[..., 1:] + (slow_target[..., 1:] - slow_source[..., 1:]) * share
     return torch.cat([lightness, colour], -1)
+
+
+def toned(source: Tensor, target: Tensor) -> Tensor:
+    """``source`` (H, W, 3) without colours of its own as far as ``target`` (h, w, 3) has none; both L*a*b*.
+
+    In a grey or toned picture colour follows from lightness: what is left of a* and b* beside a quadratic in L* is
+    noise. In a photograph it is 5 levels and more.
+    """
+    seen = target.reshape(-1, 3).double()
+    powers = torch.stack([torch.ones_like(seen[:, 0]), seen[:, 0] / 100, (seen[:, 0] / 100) ** 2], -1)
+    # A ridge too weak to be seen, since a flat picture alone would leave the curve undetermined.
+    normal = powers.T @ powers + 1e-6 * len(seen) * torch.eye(3, dtype=torch.float64)
+    tone = torch.linalg.solve(normal, powers.T @ seen[:, 1:])
+    left = float((seen[:, 1:] - powers @ tone).square().sum(1).mean().sqrt())
+    t = min(max((left - 0.7) / 1.3, 0.0), 1.0)
+    if t == 1:
+        return source
+    light = source[..., :1] / 100
+    bare = torch.cat([torch.ones_like(light), light, light**2], -1) @ tone.float()
+    return torch.cat([source[..., :1], bare + (source[..., 1:] - bare) * t], -1)

@@ -29,7 +29,7 @@ from ..landmarks.topology import (
 )
 from ..types import Array, Face, Identity, Person, Reference
 from . import Patch, Settings, swappers
-from .colour import match_grain, reach, relight, resize, smooth, to_lab, to_rgb
+from .colour import blur, match_grain, reach, relight, resize, smooth, to_lab, to_rgb, toned
 from .occlusion import covered, distance, step, strangeness
 from .warp import facing, rasterise, sample, shrink
 
@@ -213,7 +213,7 @@ def _draw(there: Tensor, target: Array, image: Tensor, source: Array, settings: 
     grid_unit = unit * float(to_grid.mean())
     regions = _regions((target[:, :2] + 0.5) * to_grid - 0.5, h, w, grid_unit)
     small_there, small_texture = to_lab(resize(there, h, w)), to_lab(resize(texture, h, w))
-    thin, soft = 0.012 * grid_unit, 0.015 * grid_unit
+    thin, soft = 0.016 * grid_unit, 0.015 * grid_unit
     ours = covered(strangeness(small_there, regions.skin), regions.oval, regions.protected, soft, thin)
     theirs = covered(strangeness(small_texture, regions.skin), regions.oval, regions.protected, 2 * soft, 0.0)
 
@@ -246,19 +246,22 @@ def _draw(there: Tensor, target: Array, image: Tensor, source: Array, settings: 
     use = clear * (1 - kept)
     flesh = 1 - step(np.maximum(regions.eyes, regions.lips), -0.01, 0.01)
     mask = step(regions.oval, 0.005, 0.005 + settings.feather)
+    rim = 1 - step(regions.oval, 0.08, 0.2)
     # What the face gets of the texture, and what it keeps of itself.
-    fields = resize(torch.stack([tint, regions.plain, flesh, common, use, mask], -1), height, width)
-    tint, plain, flesh, measured, use, mask = (fields[..., k : k + 1] for k in range(6))
+    fields = resize(torch.stack([tint, regions.plain, flesh, common, use, mask, rim], -1), height, width)
+    tint, plain, flesh, measured, use, mask, rim = (fields[..., k : k + 1] for k in range(7))
     slow = resize(slow, height, width)
 
     lab, lab_there = to_lab(texture), to_lab(there)
     lab = match_grain(lab, lab_there, measured[..., 0] > 0.9, plain, max(1.0, 0.006 * unit))
     lit = relight(lab, slow[..., 3:], slow[..., :3], plain, flesh, tint, limit)
-    lab = lab + (lit - lab) * settings.colour
-    # What the target turns away is not drawn; the mesh's far rim may lie on the background.
-    shown = raster.spread(step(outward[0], -0.1, 0.15).numpy()[:, None])
-    mask = mask * torch.from_numpy(shown)
-    return to_rgb(lab), (mask * use)[..., 0].clamp(0, 1)
+    lab = toned(lab + (lit - lab) * settings.colour, small_there)
+    # Towards the rim two things are not drawn: what the target turns away, since the mesh's far rim may lie on the
+    # background, and what it shows more of than the reference does, whose ear would be stretched over the cheek.
+    seen = outward[1] + (other - outward[1]) * turned.numpy()
+    unseen = torch.maximum(step(outward[0], 0.15, -0.1), step(outward[0] - seen, 0.1, 0.25))
+    lost = blur(torch.from_numpy(raster.spread(unseen.numpy()[:, None])), 0.03 * unit)
+    return to_rgb(lab), (mask * use * (1 - lost * rim))[..., 0].clamp(0, 1)
 
 
 def normals(points: Array) -> Array:

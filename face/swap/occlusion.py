@@ -32,8 +32,11 @@ def distance(polygon: Array, height: int, width: int) -> Array:
 
 
 def step(values: Array, low: float, high: float) -> Tensor:
-    """0 at ``low``, 1 at ``high``, smooth between (3t² - 2t³) and constant beyond, as a float32 tensor."""
-    t = np.clip((values - low) / (high - low), 0, 1)
+    """0 at ``low``, 1 at ``high``, smooth between (3t² - 2t³) and constant beyond, as a float32 tensor.
+
+    Where the two are one it is a hard edge: 1 above it.
+    """
+    t = np.clip((values - low) / (high - low), 0, 1) if low != high else values > low
     return torch.from_numpy((t * t * (3 - 2 * t)).astype(np.float32))
 
 
@@ -44,10 +47,34 @@ def strangeness(lab: Tensor, skin: Tensor) -> Tensor:
     still skin, while hair and background differ in colour too.
     """
     expected = surface(lab, skin)
-    ratio = lab[..., 0] / expected[..., 0].clamp_min(5)
-    lightness = torch.where(ratio < 1, (1 - ratio) / 0.16, (ratio - 1) / 0.25)
+    light = expected[..., 0].clamp_min(5)
+    above = lab[..., 0] - light
+    # A level on top: of what is nearly black a ratio is mostly noise.
+    lightness = above / (torch.where(above < 0, 0.16, 0.25) * light + 1)
     colour = (lab[..., 1:] - expected[..., 1:]) / 6
     return (lightness**2 + (colour**2).sum(-1)).sqrt()
+
+
+def connected(seeds: Array, ground: Array) -> Array:
+    """What of ``ground`` hangs together, edge to edge, with one of the ``seeds`` on it; all (h, w) bool."""
+    reached = seeds & ground
+    count = -1
+    while (now := int(reached.sum())) > count:
+        count = now
+        for _ in range(8):
+            grown = reached.copy()
+            grown[1:] |= reached[:-1]
+            grown[:-1] |= reached[1:]
+            grown[:, 1:] |= reached[:, :-1]
+            grown[:, :-1] |= reached[:, 1:]
+            reached = grown & ground
+    return reached
+
+
+def opened(field: Array, radius: int) -> Array:
+    """``field`` (h, w, bool) without what is thinner than twice ``radius`` pixels: ragged rims and stray hairs."""
+    size, cover = 2 * radius + 1, torch.from_numpy(field.astype(np.float32))[None, None]
+    return (F.max_pool2d(-F.max_pool2d(-cover, size, 1, radius), size, 1, radius) > 0.5)[0, 0].numpy()
 
 
 def covered(strange: Tensor, oval: Array, protected: Tensor, soft: float, thin: float) -> Tensor:
@@ -59,22 +86,14 @@ def covered(strange: Tensor, oval: Array, protected: Tensor, soft: float, thin: 
     Hysteresis: from what is very strange near the outline over all that is rather strange and touches it.
     """
     ground = ((strange > 2.6) & ~protected).numpy() & (oval > -0.1)
-    reached = (strange > 3.4).numpy() & ground & (oval < 0.03)
-    count = -1
-    while (now := int(reached.sum())) > count:
-        count = now
-        for _ in range(8):
-            grown = reached.copy()
-            grown[1:] |= reached[:-1]
-            grown[:-1] |= reached[1:]
-            grown[:, 1:] |= reached[:, :-1]
-            grown[:, :-1] |= reached[:, 1:]
-            reached = grown & ground
-    cover = torch.from_numpy(reached.astype(np.float32))[None, None]
-    # Opening: a ragged rim and stray hairs make a ragged mask, which shows more than what it saves.
-    radius = round(thin)
-    size = 2 * radius + 1
-    opened = F.max_pool2d(-F.max_pool2d(-cover, size, 1, radius), size, 1, radius)
+    cover = opened(connected((strange > 3.4).numpy() & (oval < 0.03), ground), round(thin))
+    # Opening cuts thin bridges, which leaves islands. But a cover comes in from outside, and what it leaves of the face
+    # are broad pieces with a feature in them.
+    outside = oval < 0
+    face = connected(protected.numpy(), ~cover & ~outside)
+    face = ~connected(outside, ~face) & ~outside
+    face = connected(protected.numpy(), opened(face, round(2.5 * thin)))
+    hidden = torch.from_numpy((~face & (cover | ~outside)).astype(np.float32))[None, None]
     # Grown by a third of its softness, so that most of the soft rim lies outside of the cover.
     rim = max(1, round(soft / 3))
-    return blur(F.max_pool2d(opened, 2 * rim + 1, 1, rim)[0, 0, ..., None], max(soft, 0.7))[..., 0]
+    return blur(F.max_pool2d(hidden, 2 * rim + 1, 1, rim)[0, 0, ..., None], max(soft, 0.7))[..., 0]
