@@ -15,6 +15,9 @@ from .errors import BadInput, ContractMismatch, NoFace
 from .image import as_image, check_faces
 from .types import Array, Contract, Embedding, Face, Faces, Identity, Person, Reference, normalised
 
+RECOGNISED = 0.36
+"""Least cosine at which a face is taken for a person, where the caller says nothing else: SFace's, by OpenCV Zoo."""
+
 HEAD = 2.2
 """Side of a reference crop in box sides: hair, ears and chin are in it, which image encoders want."""
 

@@ -6,13 +6,18 @@ What happens to a picture without a face is decided here too (``settle``) as boo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+
 from .errors import BadInput, NoFace
-from .identity import nearest, required
-from .types import Face, Faces, Identity
+from .identity import RECOGNISED, nearest, required
+from .types import Array, Embedding, Face, Faces, Identity, Person, normalised
+
+Match = tuple[Person, float, float]
+"""Whom a face is nearest to, the cosine, and the lead over the second; see ``identity.nearest``."""
 
 ORDERS: MappingProxyType[str, Callable[[Face], float]] = MappingProxyType(
     {
@@ -77,7 +82,7 @@ def select(
     confidence: float = 0,
     tracks: str = "",
     identity: Identity | None = None,
-    threshold: float = 0.36,
+    threshold: float = RECOGNISED,
     margin: float = 0,
     one_each: bool = False,
 ) -> Faces:
@@ -86,12 +91,13 @@ def select(
     ``smallest``, ``largest``: a box's longer side in pixels. ``youngest``, ``oldest``: years, both included.
     ``confidence``: the detector's, at least. 0 switches each of these off, and ``limit`` (faces a picture) too.
     ``tracks``: numbers of tracked people, written as ``indices`` are; faces that were never tracked don't pass.
-    ``identity``: only faces whose nearest person has a cosine of at least ``threshold`` (0.36 is what OpenCV Zoo gives
-    for SFace) and lies ``margin`` before the second; they are labelled with the name. ``one_each``: of several faces
-    taken for one person in a picture only the nearest. Faces of unknown age or gender don't pass an age or gender
-    filter: nothing says that they are meant.
+    ``identity``: only faces whose nearest person has a cosine of at least ``threshold`` and lies ``margin`` before the
+    second; they are labelled with the name. Tracked faces are judged as one over all frames (``of_tracks``).
+    ``one_each``: of several faces taken for one person in a picture only the nearest. Faces of unknown age or gender
+    don't pass an age or gender filter: nothing says that they are meant.
 
-    Raises ContractMismatch if ``identity`` is given and a face lacks an embedding of its contract.
+    Raises BadInput where there are faces, but none of them was measured for what it is to be chosen by;
+    ContractMismatch if ``identity`` is given and a face lacks an embedding of its contract.
     """
     if order not in ORDERS:
         raise BadInput(f"there is no order {order!r}. Known: {', '.join(ORDERS)}.")
@@ -103,6 +109,13 @@ def select(
             "The lower limit must not exceed the upper one; 0 switches a limit off."
         )
     parse_indices(indices, 0)
+    _require_measured(
+        faces,
+        ("age", bool(youngest or oldest), lambda f: f.age is not None, "Switch attributes on in Detect Faces"),
+        ("gender", gender != "any", lambda f: f.gender is not None, "Switch attributes on in Detect Faces"),
+        ("track", bool(tracks.strip()), lambda f: f.track is not None, "Put Track Faces before"),
+    )
+    known = {} if identity is None else of_tracks(faces, identity)
     people = 1 + max((face.track for found in faces for face in found if face.track is not None), default=-1)
     followed = set(parse_indices(tracks, people)) if tracks.strip() else None
 
@@ -119,7 +132,7 @@ def select(
     def chosen(found: tuple[Face, ...]) -> tuple[Face, ...]:
         left = tuple(face for face in found if passes(face))
         if identity is not None:
-            names = recognise(left, identity, threshold, margin, one_each)
+            names = recognise(left, identity, known, threshold, margin, one_each)
             left = tuple(replace(face, label=who) for face, who in zip(left, names, strict=True) if who is not None)
         left = sorted(left, key=ORDERS[order])
         left = [left[i] for i in parse_indices(indices, len(left))]
@@ -128,29 +141,72 @@ def select(
     return faces.with_images(tuple(chosen(found) for found in faces))
 
 
+def _require_measured(faces: Faces, *filters: tuple[str, bool, Callable[[Face], bool], str]) -> None:
+    """Raise BadInput for a filter (what, whether it is on, whether a face has it, what to do) that no face could pass:
+    what was never measured would otherwise look like nobody there."""
+    everybody = [face for found in faces for face in found]
+    for what, wanted, has, remedy in filters:
+        if wanted and everybody and not any(has(face) for face in everybody):
+            raise BadInput(f"faces are to be chosen by {what}, but no face carries one. {remedy}, or drop this filter.")
+
+
 def name(
-    faces: Faces, identity: Identity, *, threshold: float = 0.36, margin: float = 0, one_each: bool = True
+    faces: Faces, identity: Identity, *, threshold: float = RECOGNISED, margin: float = 0, one_each: bool = True
 ) -> Faces:
-    """All of ``faces``, those that are somebody of ``identity`` labelled with the name; for the rest see ``select``."""
-    return faces.with_images(
-        tuple(
-            tuple(
-                replace(face, label=label)
-                for face, label in zip(found, recognise(found, identity, threshold, margin, one_each), strict=True)
-            )
-            for found in faces
-        )
-    )
+    """All of ``faces``, labelled: with a name who is somebody of ``identity``, with an empty one who is nobody of it.
+
+    For the rest see ``select``.
+    """
+    known = of_tracks(faces, identity)
+
+    def named(found: tuple[Face, ...]) -> tuple[Face, ...]:
+        names = recognise(found, identity, known, threshold, margin, one_each)
+        return tuple(replace(face, label=who or "") for face, who in zip(found, names, strict=True))
+
+    return faces.with_images(tuple(named(found) for found in faces))
+
+
+def of_tracks(faces: Faces, identity: Identity) -> dict[int, Match]:
+    """Whom of ``identity`` the people followed through ``faces`` are nearest to, by track number.
+
+    By the mean of all their vectors, each counting as the detector was sure of it: who somebody is does not change
+    from frame to frame, but a blurred frame alone may say so.
+    """
+    vectors: dict[int, list[Array]] = {}
+    for face in (face for found in faces for face in found if face.track is not None):
+        embedding = face.embedding(identity.contract)
+        # A face that tracking filled in has no confidence: nobody saw it.
+        if embedding is not None and face.track is not None and face.confidence > 0:
+            vectors.setdefault(face.track, []).append(normalised(embedding.vector) * face.confidence)
+    return {
+        track: nearest(Embedding(np.sum(of_track, 0), identity.contract), identity)
+        for track, of_track in vectors.items()
+    }
+
+
+def match(face: Face, identity: Identity, known: Mapping[int, Match]) -> Match:
+    """Whom of ``identity`` the face is nearest to: as its track is (``known``, from ``of_tracks``), else by itself.
+
+    Raises ContractMismatch for a face without a track that lacks an embedding of the identity's contract.
+    """
+    if face.track is not None and face.track in known:
+        return known[face.track]
+    return nearest(required(face, identity.contract, "selecting by identity"), identity)
 
 
 def recognise(
-    found: tuple[Face, ...], identity: Identity, threshold: float, margin: float, one_each: bool
+    found: tuple[Face, ...],
+    identity: Identity,
+    known: Mapping[int, Match],
+    threshold: float,
+    margin: float,
+    one_each: bool,
 ) -> list[str | None]:
-    """For each face of one picture the name of whom of ``identity`` it is, or None."""
+    """For each face of one picture the name of whom of ``identity`` it is, or None; ``known`` as for ``match``."""
     labels: list[str | None] = []
     similarities: list[float] = []
     for face in found:
-        person, similarity, lead = nearest(required(face, identity.contract, "selecting by identity"), identity)
+        person, similarity, lead = match(face, identity, known)
         labels.append(person.name if similarity >= threshold and lead >= margin else None)
         similarities.append(similarity)
     if one_each:

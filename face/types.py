@@ -89,7 +89,8 @@ class Face:
     track: int | None = None
     """Number of the person over a batch of frames, from 0."""
     label: str | None = None
-    """The person's name, where somebody has been recognised."""
+    """The person's name, where somebody has been recognised; empty where the face was compared with people and is none
+    of them; None where it was not compared."""
 
     @property
     def width(self) -> float:

@@ -225,11 +225,10 @@ class NameFaces:
         drawn = overlay.draw(image, named)
         lines = [", ".join(f.label or "unknown" for f in found) or "no face" for found in named]
         records = as_records(named)
+        known = select.of_tracks(faces, identity)
         for i, j, face in analysing.flat(named):
-            embedding = face.embedding(identity.contract)
-            if embedding is not None:
-                person, near, lead = identities.nearest(embedding, identity)
-                records[i][j] |= {"nearest": person.name, "similarity": near, "lead": lead}
+            person, near, lead = select.match(face, identity, known)
+            records[i][j] |= {"nearest": person.name, "similarity": near, "lead": lead}
         return {"ui": preview(drawn, lines or [described(named)]), "result": (named, drawn, as_json(records))}
 
 

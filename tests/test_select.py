@@ -123,6 +123,38 @@ def test_tracked_people_are_chosen_by_number():
     assert [f.track for f in select(faces(found), tracks="-1")[0]] == [2]
 
 
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"gender": "male"}, "by gender, but no face carries one. Switch attributes on"),
+        ({"youngest": 20}, "by age, but no face carries one. Switch attributes on"),
+        ({"oldest": 20}, "by age"),
+        ({"tracks": "0"}, "by track, but no face carries one. Put Track Faces before"),
+    ],
+)
+def test_to_choose_by_what_was_never_measured_is_a_sentence_and_not_nobody(settings, remedy):
+    with pytest.raises(BadInput, match=remedy):
+        select(faces([face()], []), **settings)
+    assert select(faces([], []), **settings).count == 0
+
+
+def test_who_somebody_is_is_decided_once_for_a_track():
+    # The second frame is blurred, the third was filled in by tracking; on another track stands a stranger.
+    blurred, ghost = face(vector=[0.3, 0, 1], track=0), face(track=0, confidence=0.0)
+    stranger = face(x=50, vector=[0.1, 0, 1], track=1)
+    frames = faces([face(vector=[1, 0.1, 0], track=0), stranger], [blurred, stranger], [ghost], [])
+    assert [len(found) for found in select(frames, identity=PEOPLE, threshold=0.5)] == [1, 1, 1, 0]
+    assert [[f.label for f in found] for found in name(frames, PEOPLE, threshold=0.5)] == [
+        ["anna", ""],
+        ["anna", ""],
+        ["anna"],
+        [],
+    ]
+    alone = frames.map(lambda _, f: replace(f, track=None))
+    seen = faces(*alone.images[:2])
+    assert [len(found) for found in select(seen, identity=PEOPLE, threshold=0.5)] == [1, 0]
+
+
 def test_limits_that_let_nothing_pass_are_refused():
     for wrong in ({"smallest": 9, "largest": 3}, {"youngest": 40, "oldest": 20}):
         with pytest.raises(BadInput, match="nothing can pass"):
@@ -157,8 +189,8 @@ def test_each_person_is_in_a_picture_once_if_asked():
 def test_naming_keeps_every_face_and_names_only_those_known():
     found = [face(vector=[0, 0, 1]), face(size=50, vector=[3, 2, 0]), face(x=20, vector=[3, 1, 0])]
     named = name(faces(found, []), PEOPLE, threshold=0.5)
-    assert [f.label for f in named[0]] == [None, None, "anna"] and named[1] == ()
-    assert [f.label for f in name(faces(found), PEOPLE, threshold=0.5, one_each=False)[0]] == [None, "anna", "anna"]
+    assert [f.label for f in named[0]] == ["", "", "anna"] and named[1] == ()
+    assert [f.label for f in name(faces(found), PEOPLE, threshold=0.5, one_each=False)[0]] == ["", "anna", "anna"]
 
 
 def test_faces_without_the_identitys_embedding_are_a_sentence():
