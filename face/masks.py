@@ -42,34 +42,56 @@ FURTHEST = 256
 
 
 def mask(
-    faces: Faces, kind: str = "hull", parts: Iterable[str] = ("oval",), grow: float = 0.0, feather: float = 0.0
+    faces: Faces,
+    kind: str = "hull",
+    parts: Iterable[str] = ("oval",),
+    grow: float = 0.0,
+    feather: float = 0.0,
+    strict: bool = True,
 ) -> Tensor:
     """One mask per picture with all its faces: (B, H, W) in [0, 1]; zeros where there is no face.
 
     ``kind``: ``box``; ``hull``, the convex hull of the densest landmarks; ``parts``, the union of ``parts`` (see PARTS)
     by the 468-point mesh. The edge then moves out by ``grow`` whole pixels (in, if negative) and becomes a ramp about
     ``feather`` pixels wide, which is 0.5 at the edge. A face cut by the picture's border stays whole beyond it.
-    Raises BadInput for unknown kinds and parts, for pictures of several sizes, and where landmarks are missing.
+    Raises BadInput for unknown kinds and parts, for pictures of several sizes, and, if ``strict``, for a face without
+    the landmarks; else such a face leaves nothing (``drawable`` tells which).
     """
     parts = _checked(faces, kind, parts, grow, feather)
     height, width = faces.sizes[0] if faces.sizes else (0, 0)
     result = torch.zeros(len(faces), height, width)
     for i, group in enumerate(faces):
         for face in group:
-            _lay(result[i], _outlines(face, kind, parts), grow, feather)
+            if strict or drawable(face, kind):
+                _lay(result[i], _outlines(face, kind, parts), grow, feather)
     return result
 
 
 def mask_each(
-    faces: Faces, kind: str = "hull", parts: Iterable[str] = ("oval",), grow: float = 0.0, feather: float = 0.0
+    faces: Faces,
+    kind: str = "hull",
+    parts: Iterable[str] = ("oval",),
+    grow: float = 0.0,
+    feather: float = 0.0,
+    strict: bool = True,
 ) -> Tensor:
     """As ``mask``, but one mask per face: (N, H, W), picture by picture in the order of ``faces``."""
     parts = _checked(faces, kind, parts, grow, feather)
     height, width = faces.sizes[0] if faces.sizes else (0, 0)
     result = torch.zeros(faces.count, height, width)
     for one, face in zip(result, (face for group in faces for face in group), strict=True):
-        _lay(one, _outlines(face, kind, parts), grow, feather)
+        if strict or drawable(face, kind):
+            _lay(one, _outlines(face, kind, parts), grow, feather)
     return result
+
+
+def drawable(face: Face, kind: str) -> bool:
+    """Whether ``face`` has the landmarks from which a mask of this ``kind`` is drawn."""
+    return kind == "box" or 468 in face.landmarks or (kind == "hull" and _densest(face) is not None)
+
+
+def _densest(face: Face) -> Array | None:
+    return face.landmarks.get(468, face.landmarks.get(106, face.landmarks.get(68)))
 
 
 def _lay(picture: Tensor, outlines: list[tuple[int, Array]], grow: float, feather: float) -> None:
@@ -101,18 +123,18 @@ def _outlines(face: Face, kind: str, parts: Sequence[str]) -> list[tuple[int, Ar
         x1, y1, x2, y2 = face.box
         return [(1, np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64))]
     if kind == "hull":
-        dense = face.landmarks.get(468, face.landmarks.get(106, face.landmarks.get(68)))
+        dense = _densest(face)
         if dense is None:
             raise BadInput(
-                "a hull mask needs dense landmarks, and these faces only have their five points. Switch landmarks on "
-                "in Detect Faces, or choose the box."
+                "a hull mask needs dense landmarks, and a face only has its five points: no landmarks were looked for, "
+                "or their network saw no face there. Switch landmarks on, leave that face out, or choose the box."
             )
         return [(1, geometry.hull(dense[:, :2]))]
     if 468 not in face.landmarks:
         has = ", ".join(f"{scheme} points" for scheme in sorted(face.landmarks)) or "none"
         raise BadInput(
-            f"masks of parts need the 468-point mesh; these faces have {has}. Set landmarks to mesh in Detect Faces, "
-            "or choose the hull or the box."
+            f"masks of parts need the 468-point mesh; a face has {has}: the mesh was not looked for, or its network "
+            "saw no face there. Set landmarks to mesh, leave that face out, or choose the hull or the box."
         )
     return list(_part_outlines(face.landmarks[468][:, :2].astype(np.float64), parts))
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..face import analyse as analysing
 from ..face import attributes, crop, detect, keypoints, landmarks, masks, overlay, select, track
 from ..face.analyse import NONE, Look
-from ..face.errors import NoFace
 from ..face.image import as_image, check_faces
 from ..face.types import Faces, Identity
 from .form import (
@@ -356,15 +355,17 @@ class FaceMasks:
     def run(self, image: Tensor, faces: Faces, area: str, parts: str, grow: int, feather: int) -> dict[str, Any]:
         image = as_image(image)
         check_faces(image, faces)
-        if area == "parts":
+        if not all(masks.drawable(face, area) for _, _, face in analysing.flat(faces)):
             faces = analysing.with_mesh(image, faces, host=host())
         named = [part.strip() for part in parts.split(",") if part.strip()]
-        each = masks.mask_each(faces, area, named, grow=grow, feather=feather)
-        whole = masks.mask(faces, area, named, grow=grow, feather=feather)
+        each = masks.mask_each(faces, area, named, grow=grow, feather=feather, strict=False)
+        whole = masks.mask(faces, area, named, grow=grow, feather=feather, strict=False)
         height, width = image.shape[1:3]
         shown = image * (0.35 + 0.65 * whole[..., None])
+        left = analysing.flat(faces, lambda face: not masks.drawable(face, area))
+        notes = [f"not masked, no landmarks (cut off or unclear): face {j + 1} of picture {i + 1}" for i, j, _ in left]
         return {
-            "ui": preview(shown),
+            "ui": preview(shown, notes),
             "result": (whole, each if len(each) else torch.zeros(1, height, width)),
         }
 
@@ -411,13 +412,12 @@ class CropFaces:
     ) -> dict[str, Any]:
         image = as_image(image)
         check_faces(image, faces)
-        if not faces.count:
-            raise NoFace(
-                "there is no face to crop in any of the pictures. Put Select Faces before this node and choose "
-                "what to do "
-                "without a face, or lower the minimum confidence of Detect Faces."
-            )
         crops = crop.crop(image, faces, margin=margin, size=size, align=upright, template=template)
+        if not len(crops):
+            # No face is a legal value, an empty batch is none: a black picture goes the way of the crops.
+            black, side = torch.zeros(1, crops.size, crops.size, 3), (crops.size, crops.size)
+            note = "no face to crop: a black picture stands in, and Uncrop Faces changes nothing"
+            return {"ui": preview(black, [note]), "result": (black, crops, Faces(((),), (side,)), black[..., 0])}
         return {"ui": preview(crops.images), "result": (crops.images, crops, crops.faces, crops.masks)}
 
 

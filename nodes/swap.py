@@ -15,6 +15,20 @@ from .host import host
 from .preview import preview
 
 
+def told(faces: Faces, swapped: swapping.Swapped) -> list[str]:
+    """Lines: how many faces were swapped, and what stayed as it was for want of a face or of a mesh."""
+    done = sum(len(numbers) for numbers in swapped.swapped)
+    lines = [
+        f"{done} of {faces.count} face{'s' * (faces.count != 1)} swapped in {len(faces)} "
+        f"picture{'s' * (len(faces) != 1)}"
+    ]
+    if bare := [str(n) for n, found in enumerate(faces, 1) if not found]:
+        lines.append(f"unchanged, no face: picture {', '.join(bare)}")
+    if left := [f"{j + 1} of picture {i}" for i, numbers in enumerate(swapped.left, 1) for j in numbers]:
+        lines.append(f"unchanged, cannot be drawn over (cut off or unclear): face {', '.join(left)}")
+    return lines
+
+
 class SwapFaces:
     CATEGORY = f"{CATEGORY}/swap"
     DESCRIPTION = (
@@ -43,7 +57,7 @@ class SwapFaces:
                     swapping.MAPPINGS,
                     "Which person goes where, with several in the identity: in the order of the faces, or each "
                     "onto the "
-                    "face that is named after them or nearest to them.",
+                    "face that is named after them, or that is recognised as them.",
                 ),
                 "mouth": choice(
                     swapping.MOUTHS,
@@ -81,7 +95,6 @@ class SwapFaces:
         check_faces(image, faces)
         if no_face == "error":
             analysing.require_faces(faces, "Swap Faces is to put a face into every picture")
-        faces = analysing.with_mesh(image, faces, host=here)
         if mapping == "identity":
             faces = analysing.with_embeddings(image, faces, identity.contract, host=here)
         swapped = swapping.swap(
@@ -96,11 +109,7 @@ class SwapFaces:
             colour=colour,
             host=here,
         )
-        bare = [str(n) for n, found in enumerate(faces, 1) if not found]
-        notes = [f"{faces.count} face{'s' * (faces.count != 1)} in {len(faces)} picture{'s' * (len(faces) != 1)}"]
-        if bare:
-            notes.append(f"unchanged, no face: picture {', '.join(bare)}")
-        return {"ui": preview(swapped.image, notes), "result": (swapped.image, swapped.mask)}
+        return {"ui": preview(swapped.image, told(faces, swapped)), "result": (swapped.image, swapped.mask)}
 
 
 NODES = [SwapFaces]

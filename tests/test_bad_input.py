@@ -416,7 +416,7 @@ NO_FACE = [
     ("FaceMasks", {"area": "box"}, lambda image, out: not out["mask"].any() and len(out["mask"]) == 2),
     ("FaceMasks", {"area": "hull"}, lambda image, out: not out["mask"].any() and len(out["per_face"]) == 1),
     ("FaceMasks", {"area": "parts"}, lambda image, out: not out["mask"].any()),
-    ("CropFaces", {}, "there is no face to crop in any of the pictures"),
+    ("CropFaces", {}, lambda image, out: not out["crops"].any() and len(out["crops"]) == 1 and len(out["faces"]) == 1),
     ("DrawFaces", {"mesh": True}, same),
     ("FaceKeypointsImage", {}, lambda image, out: out["image"].shape == image.shape and not out["image"].any()),
     ("EmbedIdentity", {}, "no face in any of the 2 pictures of 'person'"),
@@ -439,6 +439,65 @@ def test_no_face_in_any_picture_is_a_legal_value_or_a_sentence(node, settings, e
         says(played, expected, errors.NoFace)
     else:
         assert expected(image, played.good())
+
+
+def test_crops_of_nobody_go_round_and_change_nothing(kit):
+    image = kit["IMAGE"]
+    none = Faces(((),), (tuple(image.shape[1:3]),))
+    cut = play("LikenessCropFaces", image=image, faces=none).good()
+    assert cut["crops"].shape == (1, 512, 512, 3) and cut["mask"].shape == (1, 512, 512) and cut["faces"].count == 0
+    back = play("LikenessUncropFaces", image=image, crops=cut["crops"] + 0.5, crop_info=cut["crop_info"]).good()
+    assert torch.equal(back["image"], image)
+
+
+@pytest.fixture(scope="module")
+def beheaded(world):
+    """A face cut above the eyes, which the detector finds and the mesh network does not, and a whole one."""
+    image = photo()
+    return torch.cat([image[:, 350:], image[:, 100 : image.shape[1] - 250]])
+
+
+def test_a_face_that_the_mesh_network_refuses_stays_as_it_is_with_a_note(beheaded, ardern):
+    found = play("LikenessDetectFaces", image=beheaded).good()["faces"]
+    assert [468 in face.landmarks for faces in found for face in faces] == [False, True]
+    swapped = play("LikenessSwapFaces", image=beheaded, faces=found, identity=ardern)
+    image, mask = swapped.good()["image"], swapped.out["mask"]
+    assert torch.equal(image[0], beheaded[0]) and not mask[0].any() and mask[1].any()
+    assert swapped.record.outputs["node"]["text"] == [
+        "1 of 2 faces swapped in 2 pictures",
+        "unchanged, cannot be drawn over (cut off or unclear): face 1 of picture 1",
+    ]
+    for area in ("hull", "parts"):
+        masked = play("LikenessFaceMasks", image=beheaded, faces=found, area=area)
+        per_face = masked.good()["per_face"]
+        assert len(per_face) == 2 and not per_face[0].any() and per_face[1].any()
+        assert masked.record.outputs["node"]["text"] == [
+            "not masked, no landmarks (cut off or unclear): face 1 of picture 1"
+        ]
+
+
+def test_the_note_of_a_swap_counts_the_swapped_faces(kit, ardern):
+    image, faces = kit["IMAGE"].repeat(1, 1, 3, 1), kit["FACES"]
+    three = play("LikenessDetectFaces", image=image).good()["faces"]
+    assert len(three[0]) == 3
+    two = play("LikenessCombineIdentities", identity_1=ardern, identity_2=kit["IDENTITY"]).good()["identity"]
+    told = play("LikenessSwapFaces", image=image, faces=three, identity=two).record.outputs["node"]["text"]
+    assert told == ["2 of 3 faces swapped in 1 picture"]
+    still = play("LikenessSwapFaces", image=kit["IMAGE"], faces=faces, identity=ardern, strength=0.0)
+    assert still.record.outputs["node"]["text"] == ["0 of 1 face swapped in 1 picture"]
+
+
+def test_nobody_recognised_means_nobody_swapped_by_identity(kit):
+    image = kit["IMAGE"]
+    wanted = {"image": image, "identity": kit["IDENTITY"]}
+    for similarity, changed in ((0.36, True), (1.0, False)):
+        shifted = {**wanted, "image": photo("macron")} if changed is False else wanted
+        found = play("LikenessDetectFaces", image=shifted["image"]).good()["faces"]
+        named = play("LikenessNameFaces", **shifted, faces=found, similarity=similarity).good()["faces"]
+        out = play("LikenessSwapFaces", **shifted, faces=named, mapping="identity").good()
+        assert bool(out["mask"].any()) is changed
+        unseen = play("LikenessSwapFaces", **shifted, faces=found, mapping="identity").good()
+        assert bool(unseen["mask"].any()) is changed
 
 
 def test_every_node_that_takes_faces_says_what_it_does_without_one():

@@ -11,7 +11,7 @@ from likeness.face.draw import fill
 from likeness.face.errors import BadInput, MissingModel
 from likeness.face.filters import gaussian_blur, grow
 from likeness.face.landmarks import landmark, topology
-from likeness.face.masks import KINDS, PARTS, mask, mask_each
+from likeness.face.masks import KINDS, PARTS, drawable, mask, mask_each
 from likeness.face.types import Face, Faces
 from likeness.tests.photos import found, picture
 from scipy import ndimage
@@ -181,11 +181,21 @@ def test_a_hull_uses_the_densest_landmarks():
 
 def test_missing_landmarks_are_named_with_the_remedy():
     bare = one([face_at(100, 100, mesh=False)])
-    with pytest.raises(BadInput, match="Switch landmarks on in Detect Faces"):
+    with pytest.raises(BadInput, match="Switch landmarks on, leave that face out"):
         mask(bare, "hull")
-    with pytest.raises(BadInput, match=r"these faces have none\. Set landmarks to mesh in Detect Faces"):
+    with pytest.raises(BadInput, match=r"a face has none: .* Set landmarks to mesh"):
         mask(bare, "parts", ["eyes"])
     assert mask(bare, "box").any()
+
+
+@pytest.mark.parametrize("kind", ["hull", "parts"])
+def test_a_face_without_landmarks_leaves_nothing_where_that_is_allowed(kind):
+    bare, whole = face_at(40, 100, mesh=False), face_at(150, 100)
+    both = one([bare, whole])
+    assert torch.equal(mask(both, kind, strict=False), mask(one([whole]), kind))
+    each = mask_each(both, kind, strict=False)
+    assert len(each) == 2 and not each[0].any() and each[1].any()
+    assert [drawable(face, kind) for face in (bare, whole)] == [False, True] and drawable(bare, "box")
 
 
 @pytest.mark.parametrize(

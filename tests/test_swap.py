@@ -11,7 +11,8 @@ from likeness.face.errors import BadInput, LikenessError
 from likeness.face.host import STANDALONE
 from likeness.face.landmarks import landmark
 from likeness.face.landmarks.topology import LEFT_EYE, LIPS_INNER, LIPS_OUTER, MEAN, OVAL, RIGHT_EYE, TRIANGLES, five
-from likeness.face.swap import Settings, assign, swap, swappers
+from likeness.face.select import name as name_faces
+from likeness.face.swap import Settings, assign, mesh, swap, swappers
 from likeness.face.swap.colour import to_lab, to_rgb
 from likeness.face.swap.mesh import nearest_pose, turn_between
 from likeness.face.swap.occlusion import connected, covered, distance
@@ -109,8 +110,31 @@ def test_by_identity_names_count_and_only_where_there_are_none_the_nearest_embed
     faces = [head(label="ann", embeddings=near_bob), head(embeddings=near_bob), head(label="eve")]
     assert [p and p.name for p in assign(faces, people, "identity", named=True)] == ["ann", None, None]
     assert [p and p.name for p in assign(faces[1:2], people, "identity")] == ["bob"]
+    far = head(embeddings=(Embedding(np.array([-0.9, 0.1], np.float32), CONTRACT),))
+    assert assign([far], people, "identity") == [None]
+    assert [p and p.name for p in assign([far], people, "identity", threshold=0.1)] == ["bob"]
     with pytest.raises(BadInput, match="labelled or embedded"):
         assign([head()], people, "identity")
+
+
+def test_where_everybody_was_looked_at_and_nobody_recognised_nobody_is_swapped():
+    near_ann = (Embedding(np.array([0.9, 0.1], np.float32), CONTRACT),)
+    found = batch([head(embeddings=near_ann)])
+    people = identity(person("ann", vector=(1, 0)))
+    image = drawn([head()])
+    assert swap(image, found, people, mapping="identity").swapped == ((0,),)
+    out = swap(image, name_faces(found, people, threshold=0.999), people, mapping="identity")
+    assert torch.equal(out.image, image) and out.swapped == ((),) and not out.mask.any()
+
+
+def test_a_face_without_a_mesh_stays_and_the_others_are_swapped(monkeypatch):
+    # The network sees nothing in it, as in a head that is cut off.
+    monkeypatch.setattr(mesh, "with_mesh", lambda image, faces, host: faces)
+    bare = Face(head().box, head().points, 0.9)
+    image = drawn([head()]).repeat(2, 1, 1, 1)
+    out = swap(image, batch([bare], [head()]), identity())
+    assert torch.equal(out.image[0], image[0]) and not out.mask[0].any() and out.mask[1].any()
+    assert out.swapped == ((), (0,)) and out.left == ((0,), ())
 
 
 def test_of_several_references_the_one_turned_alike_is_taken():
@@ -124,9 +148,9 @@ def test_without_what_it_needs_the_swapper_says_so():
     bare = identity(Person("ann", np.array([[1, 0]], np.float32)))
     with pytest.raises(BadInput, match="carries no reference picture"):
         swap(image, faces, bare)
-    plain = Face(head().box, head().points, 0.9)
+    unseen = Reference(image[0], Face(head().box, head().points, 0.9))
     with pytest.raises(BadInput, match="468 points"):
-        swap(image, batch([plain]), identity())
+        swap(image, faces, identity(Person("ann", np.array([[1, 0]], np.float32), (unseen,))))
     with pytest.raises(BadInput, match="there is no swapper called"):
         swap(image, faces, identity(), swapper="mush")
     with pytest.raises(BadInput, match="strength must be 0 to 1"):

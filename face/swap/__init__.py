@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..host import STANDALONE, Host
+from ..identity import RECOGNISED, nearest
 from ..image import as_image
 from ..registry import Registry
-from ..types import Face, Faces, Identity, Person, normalised
+from ..types import Face, Faces, Identity, Person
 
 MOUTHS = ("auto", "target", "source")
 MAPPINGS = ("order", "identity")
@@ -56,8 +57,15 @@ class Swapper(Protocol):
         """Raise (BadInput, ContractMismatch) if ``identity`` lacks what is needed; called before anything is drawn."""
         ...
 
-    def __call__(self, picture: Tensor, face: Face, person: Person, settings: Settings, host: Host) -> Patch:
-        """The patch of ``picture`` (H, W, 3) in which ``face`` looks like ``person``."""
+    def look(self, image: Tensor, faces: Faces, host: Host) -> Faces:
+        """``faces`` of ``image`` (B, H, W, 3) with what is needed to draw over them, found where it is missing."""
+        ...
+
+    def __call__(self, picture: Tensor, face: Face, person: Person, settings: Settings, host: Host) -> Patch | None:
+        """The patch of ``picture`` (H, W, 3) in which ``face`` looks like ``person``.
+
+        None where the face cannot be drawn over, because ``look`` did not find what is needed.
+        """
         ...
 
 
@@ -74,6 +82,8 @@ class Swapped:
     """(B, H, W) float32 in [0, 1]: how much of each pixel was redrawn at strength 1."""
     swapped: tuple[tuple[int, ...], ...]
     """Per picture the numbers of the faces that were redrawn."""
+    left: tuple[tuple[int, ...], ...]
+    """Per picture the numbers of those that somebody was meant for, but that could not be drawn over."""
 
 
 def swap(
@@ -84,6 +94,7 @@ def swap(
     swapper: str = "mesh",
     strength: float = 1.0,
     mapping: str = "order",
+    threshold: float = RECOGNISED,
     mouth: str = "auto",
     feather: float = 0.08,
     colour: float = 1.0,
@@ -92,9 +103,10 @@ def swap(
     """``image`` (B, H, W, 3) with its ``faces`` drawn as the people of ``identity``; strength 0 changes nothing.
 
     ``mapping``: ``order`` puts person k on face k of each picture, further faces stay (one person goes on every face);
-    ``identity`` puts on each face the person it is labelled with; if no face of the batch has a label, the one that its
-    embedding is nearest to. Faces of strangers (no label where others have one, or a name that the identity does not
-    know) stay. A picture without faces comes back as it went in.
+    ``identity`` puts on each face the person it is labelled with. Where nobody has looked who the faces of the batch
+    are (``Face.label`` is None on all), it is the one that its embedding is nearest to, from a cosine of ``threshold``
+    on. Faces of strangers (an empty label, a name that the identity does not know, too low a cosine) stay, and so do
+    faces that the swapper cannot draw over. A picture without faces comes back as it went in.
     """
     image = as_image(image)
     if len(faces) != len(image):
@@ -119,42 +131,49 @@ def swap(
     draw = swappers[swapper]
     mask = torch.zeros(image.shape[:3])
     if strength == 0 or faces.count == 0:
-        return Swapped(image, mask, ((),) * len(image))
+        return Swapped(image, mask, ((),) * len(image), ((),) * len(image))
     draw.check(identity)
     named = any(face.label is not None for found in faces for face in found)
-    people = [assign(found, identity, mapping, named) for found in faces]
+    people = [assign(found, identity, mapping, named, threshold) for found in faces]
+    faces = draw.look(image, faces, host)
     settings = Settings(mouth, feather, colour)
     out = image.clone()
     done: list[tuple[int, ...]] = []
+    left: list[tuple[int, ...]] = []
     progress = host.progress(faces.count)
     for index, (found, chosen) in enumerate(zip(faces, people, strict=True)):
         redrawn: list[int] = []
+        stayed: list[int] = []
         for number, (face, person) in enumerate(zip(found, chosen, strict=True)):
             host.check_interrupt()
             if person is not None:
                 # From the picture as it came: the light of one face is not taken from another's drawing.
                 patch = draw(image[index], face, person, settings, host)
-                blend(out[index], mask[index], patch, strength)
-                redrawn.append(number)
+                if patch is not None:
+                    blend(out[index], mask[index], patch, strength)
+                (stayed if patch is None else redrawn).append(number)
             progress.update()
         done.append(tuple(redrawn))
-    return Swapped(out, mask, tuple(done))
+        left.append(tuple(stayed))
+    return Swapped(out, mask, tuple(done), tuple(left))
 
 
-def assign(faces: Sequence[Face], identity: Identity, mapping: str, named: bool = False) -> list[Person | None]:
+def assign(
+    faces: Sequence[Face], identity: Identity, mapping: str, named: bool = False, threshold: float = RECOGNISED
+) -> list[Person | None]:
     """Who goes on each of ``faces`` of one picture, None for nobody; ``mapping`` as for ``swap``.
 
-    ``named``: somebody has put names to the faces of the batch, so one without a name is a stranger and stays.
+    ``named``: somebody has looked who the faces of the batch are, so one without a name is a stranger and stays.
     """
     people = identity.people
     if mapping == "order":
         if len(people) == 1:
             return [people[0]] * len(faces)
         return [people[k] if k < len(people) else None for k in range(len(faces))]
-    return [_person_of(face, identity, named) for face in faces]
+    return [_person_of(face, identity, named, threshold) for face in faces]
 
 
-def _person_of(face: Face, identity: Identity, named: bool) -> Person | None:
+def _person_of(face: Face, identity: Identity, named: bool, threshold: float) -> Person | None:
     if named:
         return next((person for person in identity.people if person.name == face.label), None)
     embedding = face.embedding(identity.contract)
@@ -163,8 +182,8 @@ def _person_of(face: Face, identity: Identity, named: bool) -> Person | None:
             f"mapping by identity needs faces that are labelled or embedded with {identity.contract}; one has neither. "
             "Select the faces by identity or embed them first, or map by order."
         )
-    vector = normalised(embedding.vector)
-    return max(identity.people, key=lambda person: float((person.unit @ vector).max()))
+    person, similarity, _ = nearest(embedding, identity)
+    return person if similarity >= threshold else None
 
 
 def blend(picture: Tensor, mask: Tensor, patch: Patch, strength: float) -> None:

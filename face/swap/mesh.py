@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analyse import with_mesh
 from ..errors import BadInput
 from ..host import Host
 from ..landmarks.topology import (
@@ -27,7 +28,7 @@ from ..landmarks.topology import (
     RIGHT_EYE,
     TRIANGLES,
 )
-from ..types import Array, Face, Identity, Person, Reference
+from ..types import Array, Face, Faces, Identity, Person, Reference
 from . import Patch, Settings, swappers
 from .colour import blur, match_grain, reach, relight, resize, smooth, to_lab, to_rgb, toned
 from .occlusion import covered, distance, step, strangeness
@@ -131,10 +132,10 @@ def turn_between(points: Array, other: Array) -> float:
 
 def _mesh_of(face: Face, whose: str) -> Array:
     if POINTS not in face.landmarks:
-        known = ", ".join(str(scheme) for scheme in face.landmarks) or "none"
         raise BadInput(
-            f"the mesh swapper needs the {POINTS} points of a face mesh on {whose}; it carries {known}. "
-            "Detect the faces with the landmarks set to mesh."
+            f"the mesh swapper needs the {POINTS} points of a face mesh on {whose}, which carries none: it was not "
+            "looked for, or the mesh network saw no face there. Embed the identity from a picture that shows the whole "
+            "face."
         )
     mesh = face.landmarks[POINTS].astype(np.float32)
     if not np.isfinite(mesh).all():
@@ -171,9 +172,15 @@ class MeshSwapper:
             for reference in person.references:
                 _mesh_of(reference.face, f"the reference picture of {person.name!r}")
 
-    def __call__(self, picture: Tensor, face: Face, person: Person, settings: Settings, host: Host) -> Patch:
-        """The patch of ``picture`` (H, W, 3) in which ``face`` looks like ``person``."""
-        target = _mesh_of(face, "every face that is swapped")
+    def look(self, image: Tensor, faces: Faces, host: Host) -> Faces:
+        """``faces`` with the 468-point mesh, but for those in which the mesh network sees no face."""
+        return with_mesh(image, faces, host=host)
+
+    def __call__(self, picture: Tensor, face: Face, person: Person, settings: Settings, host: Host) -> Patch | None:
+        """The patch of ``picture`` (H, W, 3) in which ``face`` looks like ``person``; None for one without a mesh."""
+        if POINTS not in face.landmarks:
+            return None
+        target = _mesh_of(face, "the face that is swapped")
         reference = nearest_pose(person, target)
         height, width = picture.shape[:2]
         low, high = target[list(OVAL), :2].min(0), target[list(OVAL), :2].max(0)
