@@ -198,7 +198,9 @@ def to_json(
 ) -> dict[str, Any]:
     """The scores as plain values, ready for ``json.dumps``: no NaN, no tensors, the schema's version on top.
 
-    ``settings`` is whatever else made the scores what they are (detector, landmarker, …); ``captions`` name pictures.
+    ``judge`` is who compared, with the digest of its weights; without it only its name stands there. ``settings`` is
+    whatever else made the scores what they are (detector, landmarker, …), ``captions`` name pictures; what is not given
+    does not stand there.
     """
     limits = limits or Limits()
     name = judge.model if judge is not None else next((r.judge for r in scores if r.judge), None)
@@ -212,7 +214,7 @@ def to_json(
             "judge": asdict(judge) if judge is not None else ({"model": name} if name else None),
             "drivers": [asdict(driver) for driver in drivers],
             "limits": asdict(limits),
-            "settings": dict(settings or {}),
+            **({"settings": dict(settings)} if settings else {}),
             "summary": {
                 "pictures": len(pictures),
                 "faces": len(faces),
@@ -223,7 +225,7 @@ def to_json(
             "pictures": [
                 {
                     "image": i,
-                    "caption": captions[i] if captions is not None and i < len(captions) else None,
+                    **({"caption": captions[i]} if captions is not None and i < len(captions) else {}),
                     "faces": [record.to_json() for record in scores if record.image == i],
                 }
                 for i in pictures

@@ -32,6 +32,12 @@ class Scores:
     pictures: int
     limits: Limits
     drivers: tuple[Contract, ...] = ()
+    judge: Contract | None = None
+
+    def as_json(self) -> str:
+        """Everything that was measured, and by whom."""
+        record = report.to_json(self.records, judge=self.judge, drivers=self.drivers, limits=self.limits)
+        return as_json(record)
 
 
 def told(scores: Scores) -> str:
@@ -150,14 +156,15 @@ class ScoreFaces:
             limits=limits,
             host=host(),
         )
-        scores = Scores(tuple(records), len(as_image(image)), limits, drivers)
+        appointed = scoring.appointed(identity, judge, drivers, host=host())
+        scores = Scores(tuple(records), len(as_image(image)), limits, drivers, appointed)
         each = [value or 0.0 for value in scoring.per_picture(records, pictures=scores.pictures)]
         passed = list(scoring.gate(records, key=scoring.PASSED, pictures=scores.pictures).mask)
-        details = as_json(report.to_json(records, drivers=drivers, limits=limits))
         lines = [told(scores)]
-        if target is not None and not any(face.landmarks for found in target for face in found):
-            lines.append("expression not compared: the target's faces carry no landmarks; switch them on there")
-        return {"ui": {"text": lines}, "result": (scores, each, passed, details)}
+        faced = [record for record in records if record.face is not None]
+        if target is not None and target.count and faced and all(r.expression_error is None for r in faced):
+            lines.append("expression not compared: set the landmarks of the target's faces to mesh")
+        return {"ui": {"text": lines}, "result": (scores, each, passed, scores.as_json())}
 
 
 class BestOf:
@@ -286,7 +293,7 @@ class ScoreReport:
     ) -> dict[str, Any]:
         rows = report.rows(scores.records, same_batch(image, scores), source=source, target=target)
         sheet = report.sheet(rows, title=title, limits=scores.limits)
-        record = as_json(report.to_json(scores.records, drivers=scores.drivers, limits=scores.limits))
+        record = scores.as_json()
         saved = self.write(sheet, record, filename_prefix, edited=target is not None)
         return {"ui": {"images": [saved], "text": [told(scores)]}, "result": (sheet, record)}
 

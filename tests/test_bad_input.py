@@ -4,6 +4,7 @@ What single files and functions do with bad input is tested beside them; here ev
 asked, by its declared inputs, so that a node added later is asked too.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -498,6 +499,21 @@ def test_nobody_recognised_means_nobody_swapped_by_identity(kit):
         assert bool(out["mask"].any()) is changed
         unseen = play("LikenessSwapFaces", **shifted, faces=found, mapping="identity").good()
         assert bool(unseen["mask"].any()) is changed
+
+
+def test_a_target_with_other_landmarks_is_told(kit):
+    image, whole = kit["IMAGE"], kit["FACES"]
+    sparse = whole.map(lambda _, face: replace(face, landmarks={68: face.landmarks[468][:68, :2]}))
+    for target, told in ((whole, 0), (sparse, 1), (whole.map(lambda _, face: replace(face, landmarks={})), 1)):
+        lines = play("LikenessScoreFaces", image=image, faces=whole, target=target).record.outputs["node"]["text"]
+        assert len([line for line in lines if "expression not compared" in line]) == told
+
+
+def test_the_scores_name_their_judge_with_its_weights(kit):
+    details = json.loads(play("LikenessScoreFaces", image=kit["IMAGE"], identity=kit["IDENTITY"]).good()["details"])
+    assert len(details["judge"]["digest"]) == 64 and "settings" not in details
+    bare = json.loads(play("LikenessScoreFaces", image=kit["IMAGE"]).good()["details"])
+    assert bare["judge"] is None
 
 
 def test_every_node_that_takes_faces_says_what_it_does_without_one():

@@ -216,6 +216,11 @@ def test_numbers_that_json_does_not_know_become_null():
     json.dumps(plain, allow_nan=False)
 
 
+def test_what_nobody_gave_does_not_stand_in_the_json():
+    plain = to_json([PASSED])
+    assert "settings" not in plain and "caption" not in plain["pictures"][0]
+
+
 def test_an_empty_report_is_one():
     assert to_json([])["summary"]["best_picture"] is None
     assert pixels(sheet([]), GREY) > 0

@@ -297,6 +297,13 @@ def test_gate_divides_the_batch_in_order():
     assert gate([], pictures=2).mask == (False, False)
 
 
+@pytest.mark.parametrize("key", ["similarity", "copy_paste", "pose_error", "expression_error"])
+def test_to_gate_by_what_was_not_measured_is_a_sentence_and_not_nobody(key):
+    with pytest.raises(BadInput, match=f"gated by {key}, because it was not measured on any face: it needs (an|the) "):
+        gate([replace(record(0, 0.5), similarity=None), record(1)], 0.5, key)
+    assert gate([record(0), record(1)], 0.5, key).mask == (False, False)
+
+
 def test_unknown_keys_and_too_short_batches_are_refused():
     with pytest.raises(BadInput, match="beauty"):
         best_of([record(0, 0.5)], 1, "beauty")
@@ -313,6 +320,10 @@ def test_ranking_loses_no_picture_and_the_gate_keeps_the_best(values, key, limit
               for i, v in enumerate(values)]  # fmt: skip
     order = best_of(scores, len(values), key)
     assert sorted(order) == list(range(len(values)))
+    if all(value is None for value in values) and key != "score":
+        with pytest.raises(BadInput, match="was not measured"):
+            gate(scores, limit, key)
+        return
     divided = gate(scores, limit, key)
     assert sorted((*divided.passed, *divided.failed)) == list(range(len(values)))
     assert set(order[: len(divided.passed)]) == set(divided.passed)

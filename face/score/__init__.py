@@ -7,7 +7,7 @@ files. ``best_of`` and ``gate`` choose among scored pictures; ``face.report`` dr
 from .compose import score_files, score_images
 from .copy_paste import copy_paste
 from .expression import Openings, expression_error, openings, pose_error
-from .judge import AUTO, Threshold, choose, seen_by, threshold
+from .judge import AUTO, Threshold, appointed, choose, seen_by, threshold
 from .overall import FAILURES, Limits, Weights, agreement, likeness, score
 from .quality import Quality, quality
 from .rank import KEYS, PASSED, Gate, best_of, gate, per_picture
@@ -24,6 +24,7 @@ __all__ = [
     "Threshold",
     "Weights",
     "agreement",
+    "appointed",
     "best_of",
     "choose",
     "copy_paste",

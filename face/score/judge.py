@@ -80,6 +80,18 @@ def choose(identity: Identity, drivers: Collection[Contract] = (), *, host: Host
     return min(usable, key=lambda name: (usable[name] in drivers, usable[name] == identity.contract))
 
 
+def appointed(
+    identity: Identity | None, embedder: str, drivers: Collection[Contract] = (), *, host: Host = STANDALONE
+) -> Contract | None:
+    """Under which contract faces are compared with ``identity`` if ``embedder`` (or ``auto``) is to judge.
+
+    None without anybody to compare with. Raises as ``choose`` does.
+    """
+    if identity is None or not identity.people:
+        return None
+    return _embed.contract(choose(identity, drivers, host=host) if embedder == AUTO else embedder, host)
+
+
 def seen_by(identity: Identity, embedder: str, *, host: Host = STANDALONE) -> Identity:
     """The same people as ``embedder`` sees them.
 

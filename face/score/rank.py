@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ..errors import BadInput
 from ..types import FaceScore
@@ -13,6 +14,16 @@ KEYS = ("score", "similarity", "quality", "copy_paste", "pose_error", "expressio
 """What can be ranked by."""
 
 LOWER_IS_BETTER = frozenset({"copy_paste", "pose_error", "expression_error"})
+
+NEEDS: Mapping[str, str] = MappingProxyType(
+    {
+        "similarity": "an identity",
+        "copy_paste": "an identity and further pictures of the person as references",
+        "pose_error": "the faces of the target with their pose",
+        "expression_error": "the faces of the target with the same landmarks as these, the mesh or 68 points",
+    }
+)
+"""What must be given for a measure to be taken; the others need nothing."""
 
 PASSED = "passed"
 """The key that gates by the verdict, whatever the numbers."""
@@ -67,7 +78,8 @@ def gate(
 ) -> Gate:
     """Which pictures have a face that reaches ``threshold``: at least it, or at most for errors and copy-paste.
 
-    ``key`` ``passed`` (and no threshold) asks for a face that passed. A picture without a value fails.
+    ``key`` ``passed`` (and no threshold) asks for a face that passed. A picture without a value fails; if that are all
+    pictures with a face, nothing was measured, and BadInput says what it needs.
     """
     _known(key, (*KEYS, PASSED))
     if key == PASSED or threshold is None:
@@ -75,8 +87,13 @@ def gate(
         for record in scores:
             mask[record.image] |= record.passed
     else:
-        limit = _rank(threshold, key)
-        mask = [value is not None and _rank(value, key) >= limit for value in per_picture(scores, key, pictures)]
+        limit, values = _rank(threshold, key), per_picture(scores, key, pictures)
+        if all(value is None for value in values) and any(record.face is not None for record in scores):
+            raise BadInput(
+                f"nothing can be gated by {key}, because it was not measured on any face: it needs "
+                f"{NEEDS.get(key, 'faces')}. Give that to Score Faces, or gate by another value."
+            )
+        mask = [value is not None and _rank(value, key) >= limit for value in values]
     return Gate(
         tuple(mask),
         tuple(i for i, kept in enumerate(mask) if kept),
