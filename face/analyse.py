@@ -108,14 +108,15 @@ def with_embeddings(image: Any, faces: Faces, contract: Contract, *, host: Host 
 
 def embedder_of(contract: Contract, host: Host = STANDALONE) -> str:
     """The name of the installed embedder that answers under ``contract``; BadInput if there is none."""
-    choices = _embed.choices(host)
-    for name in sorted(choices, key=lambda n: n != contract.model):
-        if _embed.contract(name, host) == contract:
-            return name
-    raise BadInput(
-        f"the identity was made with {contract}, but no embedder here has these weights; installed: "
-        f"{', '.join(choices) or 'none'}. Make the identity again with one of them, or install the file that made it."
-    )
+    installed = _embed.installed(host)
+    name = next((name for name, its in installed.items() if its == contract), None)
+    if name is None:
+        raise BadInput(
+            f"the identity was made with {contract}, but no embedder here has these weights; installed: "
+            f"{', '.join(installed) or 'none'}. Make the identity again with one of them, or install the file that "
+            "made it."
+        )
+    return name
 
 
 def require_faces(faces: Faces, why: str) -> None:

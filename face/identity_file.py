@@ -227,13 +227,14 @@ def _from_ipadpt(path: Path) -> Identity:
         ) from error
     if not isinstance(value, torch.Tensor):
         raise BadIdentityFile(f"{path.name} holds a {type(value).__name__} where one tensor was expected")
-    squeezed = value.squeeze(1) if value.ndim == 3 else value
-    if squeezed.ndim != 2 or squeezed.shape[1] != W600K_R50.dimension or not squeezed.is_floating_point():
+    plain = value.layout is torch.strided and value.device.type == "cpu"
+    squeezed = value.squeeze(1) if plain and value.ndim == 3 else value
+    if not (plain and squeezed.shape[1:] == (W600K_R50.dimension,) and squeezed.is_floating_point()):
         raise BadIdentityFile(
             f"{path.name} holds a tensor {tuple(value.shape)}: tokens of an image encoder, not a face recogniser's "
             f"vector, which has {W600K_R50.dimension} numbers. Embed the person's pictures here instead."
         )
-    return _of_vectors(squeezed.float().numpy(), path.stem)
+    return _of_vectors(squeezed.detach().float().numpy(), path.stem)
 
 
 def _of_vectors(vectors: Array, name: str) -> Identity:

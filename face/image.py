@@ -28,6 +28,9 @@ MAX_FRAMES_BYTES = 8 << 30
 """An animated file whose frames would take more than this as float32 RGB is refused before it is decoded."""
 
 
+BEYOND = 1.0
+"""How far a value may lie outside [0, 1] and still be taken for overshoot; more is another range."""
+
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, struct.error)
 """What Pillow raises over damaged files, depending on the format and on where the damage lies."""
 
@@ -36,7 +39,7 @@ def as_image(value: Any, what: str = "image") -> Tensor:
     """``value`` as an image: ``(B, H, W, 3)`` float32 on the CPU, in [0, 1].
 
     Takes ``(B, H, W, C)`` or ``(H, W, C)`` with C 1 (grey), 3 or 4 (alpha is dropped), any float type or
-    uint8. Values a little outside [0, 1], as decoders and resamplers leave them, are clipped.
+    uint8. Values outside [0, 1] by at most ``BEYOND``, as decoders and resamplers leave them, are clipped.
     Raises BadImage for anything else, and for NaN or infinity.
     """
     if not isinstance(value, Tensor):
@@ -61,6 +64,11 @@ def as_image(value: Any, what: str = "image") -> Tensor:
         raise BadImage(
             f"{what} holds {bad} values that are NaN or infinite, of {image.numel()}. They usually come from a VAE or "
             "a model in half precision: decode in float32 or bfloat16."
+        )
+    if low < -BEYOND or high > 1 + BEYOND:
+        raise BadImage(
+            f"{what} holds values from {low:g} to {high:g} where 0 to 1 was expected. If they are meant as 0 to 255, "
+            "divide them by 255."
         )
     image = image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
     return image.clamp(0, 1) if low < 0 or high > 1 else image
@@ -144,6 +152,11 @@ def load_picture(path: Path) -> tuple[Tensor, Tensor | None]:
                 if upright.mode.startswith("I"):
                     # PIL clips 16-bit grey to white when it converts; the upper byte is what is meant.
                     grey = np.asarray(upright, np.float32)
+                    if grey.size and float(grey.max()) > 65535:
+                        raise BadImage(
+                            f"{path.name} holds values up to {int(grey.max())}, in 32 bits of unknown range. Save it "
+                            "with 8 or 16 bits."
+                        )
                     upright = Image.fromarray(np.clip(grey / 257 + 0.5, 0, 255).astype(np.uint8), "L")
                 elif upright.mode == "F":
                     raise BadImage(f"{path.name} holds float values of unknown range. Save it with 8 or 16 bits.")

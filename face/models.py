@@ -89,6 +89,9 @@ class ModelCard:
     """None: nobody may pass it on, the user brings it."""
     convert: str | None = None
     """What ``face.convert`` makes of it, e.g. ``fold N 3 H W``; None: used as published."""
+    converted: str | None = None
+    """sha256 of what the converter makes of it, as far as the onnx package in use writes it so: by that the file is
+    known where its receipt got lost, as when it is copied to another machine."""
     default: bool = False
     """Whether it belongs to the set that the pack works with out of the box."""
     group: str = ""
@@ -216,8 +219,8 @@ def weights_digest(path: Path) -> str:
     """sha256 of the published weights in the file at ``path``.
 
     A converted file's own bytes depend on the version of the package that wrote it; its receipt tells what it was made
-    from, and is believed if it fits the file. Without one it is the digest of the file itself. Read once as long as
-    the file does not change.
+    from, and is believed if it fits the file. Without one the catalogue is asked (``ModelCard.converted``), and a file
+    that it does not know goes by the digest of its own bytes. Read once as long as the file does not change.
     """
     state = path.stat()
     key = (str(path), state.st_mtime_ns, state.st_size)
@@ -227,9 +230,14 @@ def weights_digest(path: Path) -> str:
             # A file untouched since the receipt was written need not be read: 40 MB cost a tenth of a second.
             untouched = (receipt.get("size"), receipt.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
             own = str(receipt.get("sha256", "")) if untouched else file_digest(path)
-            published = receipt.get("source_sha256")
-            _digests[key] = published if published and receipt.get("sha256") == own else own
+            published = receipt.get("source_sha256") if receipt.get("sha256") == own else _published(own)
+            _digests[key] = published or own
         return _digests[key]
+
+
+def _published(converted: str) -> str | None:
+    """sha256 of the published file that a converted one with this digest was made of, as far as the catalogue knows."""
+    return next((card.source.sha256 for card in catalogue if card.source and card.converted == converted), None)
 
 
 @dataclass(frozen=True)
@@ -272,8 +280,10 @@ def _examine(card: ModelCard, host: Host, thorough: bool) -> Verdict:
     receipt = read_receipt(path)
     expected = card.source.sha256 if card.source else None
     if receipt is None:
-        if card.convert is None and expected and thorough and file_digest(path) == expected:
-            return Verdict(card, "installed", path, "the file is the published one")
+        known = expected if card.convert is None else card.converted
+        if known and thorough and file_digest(path) == known:
+            made = "the published one" if card.convert is None else "what is made of the published one"
+            return Verdict(card, "installed", path, f"the file is {made}")
         return Verdict(card, "unverified", path, f"{path} was not fetched by this pack, so nothing vouches for it")
     if receipt.get("size") != path.stat().st_size or (thorough and receipt.get("sha256") != file_digest(path)):
         return Verdict(card, "damaged", path, f"{path} is not the file that was fetched. {again}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ def summary(identity: Identity) -> str:
         f"{len(p.references) or 'no'} reference picture{'s' * (len(p.references) != 1)}"
         for p in identity.people
     )
+
+
+def without_pictures(identity: Identity) -> Identity:
+    """The same people, without their reference pictures."""
+    return replace(identity, people=tuple(replace(person, references=()) for person in identity.people))
 
 
 class EmbedIdentity:
@@ -154,8 +160,9 @@ class SaveIdentity:
         while path.exists() and not overwrite:
             copies += 1
             path = folder / f"{stem} {copies}{identity_file.SUFFIX}"
-        identity_file.save(identity, path, references=with_pictures)
-        return {"ui": {"text": [f"written: {path.name}\n{summary(identity)}"]}, "result": (identity, str(path))}
+        kept = identity if with_pictures else without_pictures(identity)
+        identity_file.save(kept, path, references=True)
+        return {"ui": {"text": [f"written: {path.name}\n{summary(kept)}"]}, "result": (identity, str(path))}
 
 
 class LoadIdentity:

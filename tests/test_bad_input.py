@@ -25,9 +25,10 @@ from likeness.engine.host import EngineHost, Silent
 from likeness.face import errors
 from likeness.face.cache import ANALYSES, MODELS
 from likeness.face.host import STANDALONE
+from likeness.face.identity_file import W600K_R50
 from likeness.face.image import load_picture
 from likeness.face.models import catalogue, status
-from likeness.face.types import Faces
+from likeness.face.types import Faces, Person
 from likeness.nodes import NODE_CLASS_MAPPINGS as NODES
 from likeness.nodes import host as hosts
 
@@ -648,6 +649,23 @@ def test_faces_are_compared_under_the_identitys_own_network(node, kit, others):
         assert out["faces"][0][0].label == "person"
         assert out["faces"][0][0].embedding(others["second"].contract) is not None
     says(play(f"Likeness{node}", **given, identity=others["unknown"], **more), "w600k_r50.*no embedder here has these")
+
+
+def test_an_identity_of_a_foreign_network_is_not_blamed_on_a_model_that_is_not_installed(kit, tmp_path):
+    # The default installation: the catalogue knows a second embedder, but its file is not there.
+    folder_with(tmp_path, "sface.onnx")
+    (tmp_path / "models" / "likeness" / "mobilefacenet.onnx").unlink(missing_ok=True)
+    foreign = replace(kit["IDENTITY"], contract=W600K_R50, people=(Person("ann", np.ones((1, 512), np.float32)),))
+    played = play("LikenessNameFaces", image=kit["IMAGE"], faces=kit["FACES"], identity=foreign)
+    says(played, "made with w600k_r50 .* installed: sface. Make the identity again", errors.BadInput)
+
+
+def test_saving_an_identity_tells_of_the_pictures_that_were_written(kit, tmp_path):
+    hosts.use(EngineHost([PHOTOS], tmp_path / "out", tmp_path / "temp", tmp_path / "models"))
+    for kept, told in ((False, "no reference pictures"), (True, "1 reference picture")):
+        played = play("LikenessSaveIdentity", identity=kit["IDENTITY"], with_pictures=kept)
+        (line,) = played.record.outputs["node"]["text"]
+        assert line.endswith(told) and len(played.good()["identity"].people[0].references) == 1
 
 
 def test_a_judge_needs_pictures_to_see_an_identity_of_another_network(kit, others):

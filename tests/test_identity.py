@@ -326,6 +326,12 @@ def test_an_ipadpt_is_read_if_it_holds_a_face_vector_and_runs_nothing(tmp_path, 
     torch.save({"a": vector}, path)
     with pytest.raises(BadIdentityFile, match="dict"):
         load(path)
+    torch.save(vector.clone().requires_grad_(), path)
+    assert np.array_equal(load(path).people[0].vectors, vector.numpy())
+    for odd in (vector.to_sparse(), vector.to("meta")):
+        torch.save(odd, path)
+        with pytest.raises(BadIdentityFile, match=r"\(1, 512\).*Embed the person's pictures"):
+            load(path)
     torch.save(Danger(), path)
     with pytest.raises(BadIdentityFile, match="refused"):
         load(path)

@@ -194,6 +194,14 @@ def test_float_files_are_refused_since_their_range_is_unknown(tmp_path):
         load_picture(path)
 
 
+def test_32_bit_grey_is_read_as_16_bit_or_refused_since_its_range_is_unknown(tmp_path):
+    small = saved(tmp_path, Image.fromarray(np.full((4, 4), 30000, np.int32)), "a.tif")
+    assert float(loaded(small)[0].mean()) == pytest.approx(30000 / 65535, abs=1 / 255)
+    path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, np.int32)), "b.tif")
+    with pytest.raises(BadImage, match=r"b\.tif holds values up to 70000, .* Save it with 8 or 16 bits"):
+        load_picture(path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_float_becomes_float32(dtype):
     image = as_image(torch.rand(2, 4, 5, 3).to(dtype))
@@ -235,6 +243,8 @@ def test_values_a_little_outside_are_clipped_and_the_given_tensor_left_alone():
         (torch.full((1, 2, 2, 3), float("nan")), "12 values that are NaN or infinite, of 12"),
         (torch.tensor([[[[0, float("inf"), -float("inf")]]]]), "2 values that are NaN or infinite, of 3"),
         (torch.full((1, 1, 1, 3), 1e300, dtype=torch.float64), "NaN or infinite"),
+        (torch.full((1, 1, 1, 3), 200.0), "values from 200 to 200 where 0 to 1 was expected.* divide them by 255"),
+        (torch.full((1, 1, 1, 3), -127.0), "values from -127 to -127 where 0 to 1 was expected"),
     ],
 )
 def test_what_is_no_image_is_refused_with_a_sentence(value, words):

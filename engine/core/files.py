@@ -43,7 +43,9 @@ def check_header(path: Path) -> None:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{path.name} is too large to decode ({error}). Scale it down first.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise BadImage(
             f"{path.name} is not a picture that can be read. Give a PNG, JPEG, WebP, BMP or TIFF."
         ) from error

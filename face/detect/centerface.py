@@ -32,6 +32,7 @@ CARD = catalogue.add(
             "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
         ),
         convert="shapes N 3 H W",
+        converted="29c02664a3835881a2ac9c249131a3a3a887513c60d99a31ee31e4072f99b3a8",
         about="CenterFace: no anchors, five points, few false alarms (Xu et al. 2019, arXiv 1911.03599).",
     )
 )

@@ -33,6 +33,7 @@ CARD = catalogue.add(
             "49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10",
         ),
         convert="fold N 3 H W",
+        converted="bc3d206340ec7cb40a113a75d4a76e9d12554fe5a2d7ed8dd0d430c660f17fa4",
         about="YuNet: small and fast, five points (Wu, Peng and Yu 2023, doi:10.1007/s11633-023-1423-y; OpenCV Zoo).",
         default=True,
     )

@@ -5,6 +5,7 @@ To add a network is to add a file that enters an ``Embedder`` into ``embedders``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadInput, BadModelFile
+from ..errors import BadInput, BadModelFile, MissingModel
 from ..geometry import arcface_template, similarity, warp
 from ..host import STANDALONE, Host
 from ..image import as_image, check_faces
@@ -25,6 +26,8 @@ from ..packs import explain
 from ..registry import Registry
 from ..session import OnnxModel
 from ..types import Array, Contract, Embedding, Face, Faces, normalised
+
+log = logging.getLogger(__name__)
 
 CHUNK = 16
 """Faces that go through a network together: beyond it a CPU gains nothing, and a 50-layer ResNet needs 6 MB a face."""
@@ -205,6 +208,19 @@ def network(embedder: str, host: Host = STANDALONE) -> Network:
 def contract(embedder: str, host: Host = STANDALONE) -> Contract:
     """What makes the vectors of ``embedder`` comparable. Reads the file's outside; opens no session."""
     return network(embedder, host).contract
+
+
+def installed(host: Host = STANDALONE) -> dict[str, Contract]:
+    """The embedders whose files are there and whole, by name, with their contracts; opens no session."""
+    found: dict[str, Contract] = {}
+    for name in choices(host):
+        try:
+            found[name] = contract(name, host)
+        except MissingModel:
+            continue
+        except BadModelFile as error:
+            log.warning("the embedder %s cannot be used: %s", name, error)
+    return found
 
 
 def align(picture: Tensor, faces: Sequence[Face], size: int) -> Tensor:

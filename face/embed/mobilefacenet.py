@@ -20,6 +20,7 @@ CARD = catalogue.add(
             "d8ba40c0127fb8ca9917e8fddc79bbbda063657bc92a496d34da0bc8a760443b",
         ),
         convert="tflite",
+        converted="7cca9f447948f504e80a03e75280c204751569c2d562ff09af020b75d5866752",
         about="MobileFaceNet: 192 numbers a face, wide gap (Chen et al. 2018, arXiv 1804.07573).",
         note="The package says MIT, but neither its author nor the origin of the weights.",
     )

@@ -24,6 +24,7 @@ CARD = catalogue.add(
             "fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee",
         ),
         convert="fold N 3 112 112",
+        converted="d58f1530a7901f82b3cbc873d98011caaa81389d896740e338aff04e8d2088fc",
         about="SFace: 128 numbers a face (Zhong, Deng et al. 2021, arXiv 2205.12010; OpenCV Zoo).",
         default=True,
         note="Trained on faces gathered from the web; the licence of the weights does not settle that.",

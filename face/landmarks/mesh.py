@@ -37,6 +37,7 @@ CARD = catalogue.add(
             "2efcb4f4de43c7614b80a3cc3e8a37354b3b3b40f75cce20f6f38f0f25d65493",
         ),
         convert="tflite",
+        converted="71262ad73ff4b0b10406c4ecb2b1cb419369bda685c9d6f6ccb99d9e829ec66f",
         about="MediaPipe face mesh: 468 points with depth (Kartynnik et al. 2019, arXiv 1907.06724).",
         default=True,
     )

@@ -39,6 +39,7 @@ CARD = catalogue.add(
             ),
         ),
         convert="faceapi landmarks",
+        converted="47be3a54ed796aed3531499e9ffd39a7bc15a173fd0207065e481be7a5a4a8df",
         about="face-api.js landmarks: 68 points (github.com/vladmandic/face-api).",
     )
 )

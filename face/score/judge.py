@@ -5,7 +5,6 @@ A network that steered an edit likes its own work: similarity is to be measured 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,11 +12,9 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import embed as _embed
-from ..errors import BadInput, BadModelFile, MissingModel
+from ..errors import BadInput
 from ..host import STANDALONE, Host
 from ..types import Contract, Faces, Identity, Person, normalised
-
-log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The choice that looks for a judge that took no part."""
@@ -49,26 +46,13 @@ def threshold(judge: Contract | str) -> Threshold:
     return THRESHOLDS.get(judge if isinstance(judge, str) else judge.model, ARCFACE)
 
 
-def available(host: Host = STANDALONE) -> dict[str, Contract]:
-    """The embedders whose files are there and whole, by name, with their contracts; opens no session."""
-    found: dict[str, Contract] = {}
-    for name in _embed.choices(host):
-        try:
-            found[name] = _embed.contract(name, host)
-        except MissingModel:
-            continue
-        except BadModelFile as error:
-            log.warning("%s cannot judge: %s", name, error)
-    return found
-
-
 def choose(identity: Identity, drivers: Collection[Contract] = (), *, host: Host = STANDALONE) -> str:
     """The name of the embedder to judge with: one that neither drove the edit nor made the identity, if there is one.
 
     Another network than the identity's needs pictures of everybody in it (``Person.references``). Second comes a
     network that did not drive the edit, last the identity's own. Raises BadInput if none can judge.
     """
-    names = available(host)
+    names = _embed.installed(host)
     pictured = bool(identity.people) and all(person.references for person in identity.people)
     usable = {name: c for name, c in names.items() if pictured or c == identity.contract}
     if not usable:
