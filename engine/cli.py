@@ -7,13 +7,21 @@ import json
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from ..face.errors import LikenessError
+from ..face.errors import BadInput, LikenessError
 
 OK, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 """Exit codes: done; the run failed; the call or the workflow is wrong; interrupted."""
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"a port lies between 0 and 65535; got {number}")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,14 +47,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="change an input; NODE is an id or a title; a picture may be any path; may be repeated",
     )
     run.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where results are written (out)")
-    run.add_argument("--input", type=Path, metavar="DIR", help="where pictures are looked up first (./input)")
+    run.add_argument(
+        "--input",
+        type=Path,
+        metavar="DIR",
+        help="where pictures are looked up first (./input), before the file's folder and photos/ in it",
+    )
     run.add_argument("--server", metavar="URL", help="run it on this ComfyUI and fetch the results")
     run.add_argument("--json", action="store_true", help="print the files and what the nodes show as JSON")
     run.set_defaults(act=_run)
 
     serve = commands.add_parser("serve", help="serve ComfyUI's HTTP and websocket API")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8188, help="port to listen on; 0 takes a free one (8188)")
+    serve.add_argument("--port", type=_port, default=8188, help="port to listen on; 0 takes a free one (8188)")
     serve.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="folder of pictures (input)")
     serve.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help="folder of results (out)")
     serve.set_defaults(act=_serve)
@@ -98,15 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
     level = logging.DEBUG if options.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
+        # Interrupted while others import it, numpy stays half there and they fail for reasons of their own.
+        import numpy  # noqa: F401
+
         return options.act(options)
     except KeyboardInterrupt:
         _say("interrupted")
         return STOPPED
     except LikenessError as error:
         if options.verbose:
-            logging.getLogger(__name__).debug("", exc_info=error)
+            _say(getattr(error, "trace", "") or "".join(traceback.format_exception(error)))
         _say(str(error))
-        return FAILED
+        return REFUSED if isinstance(error, BadInput) else FAILED
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); Python must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,32 +139,24 @@ def _print(value: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ..face.errors import BadInput
-    from .local import Invalid, RunFailed, run
+    if options.server:
+        from .remote import run as run_there
 
-    try:
-        if options.server:
-            from .remote import run as run_there
+        outcome = run_there(options.server, options.file, options.settings, options.out, options.input)
+    else:
+        from .local import run
 
-            outcome = run_there(options.server, options.file, options.settings, options.out, options.input)
-        else:
-            outcome = run(options.file, options.settings, options.out, options.input)
-    except (Invalid, BadInput) as error:
-        _say(str(error))
-        return REFUSED
-    except RunFailed as error:
-        if options.verbose and error.trace:
-            _say(error.trace)
-        _say(str(error))
-        return FAILED
+        outcome = run(options.file, options.settings, options.out, options.input)
     if options.json:
         _print(outcome.as_json())
     else:
-        for file in outcome.files or outcome.previews:
+        for file in outcome.files:
             _print(str(file))
         for ui in outcome.outputs.values():
             for text in ui.get("text", []):
                 _say(str(text))
+    if not outcome.files:
+        _say(f"no picture was saved in {options.out}: no node saves one, or the branch that does was stopped")
     return OK
 
 
@@ -235,13 +243,17 @@ def _docs(options: argparse.Namespace) -> int:
 
 def _workflows_build(options: argparse.Namespace) -> int:
     from ..face.host import ROOT
+    from . import workflow
     from .convert import to_editor
     from .registry import object_info
 
     folder = options.folder or ROOT / "workflows"
+    sources = sorted((folder / "api").glob("*.json"))
+    if not sources:
+        raise BadInput(f"there is no workflow in {folder / 'api'}. Name a folder whose api/ holds workflows.")
     info = object_info()
-    for source in sorted((folder / "api").glob("*.json")):
+    for source in sources:
         target = folder / source.name
-        target.write_text(json.dumps(to_editor(json.loads(source.read_text("utf-8")), info), indent=1) + "\n", "utf-8")
+        target.write_text(json.dumps(to_editor(workflow.read(source), info), indent=1) + "\n", "utf-8")
         _print(str(target))
     return OK

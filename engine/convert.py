@@ -8,6 +8,7 @@ from typing import Any
 
 from ..face.errors import BadInput
 from .graph import Prompt, ancestry, is_link, links
+from .workflow import LINK
 
 ObjectInfo = Mapping[str, Any]
 
@@ -51,9 +52,12 @@ def _default(entry: Any) -> Any:
 
 
 def to_api(editor: Mapping[str, Any], object_info: ObjectInfo) -> Prompt:
-    """The graph that the editor would send: without notes, muted and bypassed nodes, reroutes and primitives."""
+    """The graph that the editor would send: without notes, muted and bypassed nodes, reroutes and primitives.
+
+    ``editor`` is sound, as ``workflow.read`` has made sure.
+    """
     nodes = {str(node["id"]): node for node in editor["nodes"]}
-    wires = {wire[0]: wire for wire in map(_wire, editor.get("links", []))}
+    wires = {wire[0]: wire for wire in map(_wire, editor.get("links") or [])}
     if (editor.get("definitions") or {}).get("subgraphs"):
         raise BadInput("the workflow contains subgraphs; unpack them in the editor, or export it with Export (API)")
     prompt: Prompt = {}
@@ -87,10 +91,7 @@ def _meta(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wire(link: Any) -> tuple[Any, ...]:
     """A link of either file version as (id, from node, from slot, to node, to slot, type)."""
-    if isinstance(link, Mapping):
-        keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-        return tuple(link[key] for key in keys)
-    return tuple(link)
+    return tuple(link[key] for key in LINK) if isinstance(link, Mapping) else tuple(link)
 
 
 def _widget_values(node: Mapping[str, Any], info: ObjectInfo) -> Iterator[tuple[str, Any]]:
@@ -123,8 +124,8 @@ def _source(nodes: Mapping[str, Any], wires: Mapping[Any, Any], node_id: str, sl
             return None
         sockets = node.get("inputs") or []
         if node["type"] == "PrimitiveNode":
-            values = node.get("widgets_values") or [None]
-            return values[0]
+            values = node.get("widgets_values")
+            return values[0] if isinstance(values, list) and values else None
         if node["type"] == "Reroute":
             through = sockets[:1]
         elif node.get("mode", 0) == BYPASSED:

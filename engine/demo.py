@@ -9,15 +9,13 @@ from ..face.host import ROOT
 from .local import Outcome, run
 
 WORKFLOW = ROOT / "workflows" / "swap_and_score.json"
-PHOTOS = ROOT / "workflows" / "photos"
 
 
 def demo(out: Path) -> Outcome:
     """Swap a face between two photographs, score the result, write picture, sheet and JSON to ``out``."""
-    outcome = run(WORKFLOW, [], out, PHOTOS)
+    outcome = run(WORKFLOW, [], out, WORKFLOW.parent / "photos")
     sys.stderr.write(
-        f"done in {outcome.seconds:.1f} s. The swapped picture shows a real person with another's face: it is "
-        f"marked as "
-        "edited, and it is for your eyes, not for publishing.\n"
+        f"done in {outcome.seconds:.1f} s. The swapped picture shows a real person with another's face: it is marked "
+        "as edited, and it is for your eyes, not for publishing.\n"
     )
     return outcome

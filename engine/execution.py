@@ -86,7 +86,7 @@ class Executor:
     ) -> Record:
         """Run ``outputs`` and what they need. Failures end the run and are told in the record, not raised."""
         with self._one_at_a_time:
-            run = Running(prompt_id, listener or Silent(), stop or threading.Event())
+            run = Running(prompt_id, listener or Silent(), stop or threading.Event(), prompt=prompt)
             return _Run(self, prompt, outputs, run, extra or {}).go()
 
     def instance(self, node_id: str, class_type: str) -> Any:

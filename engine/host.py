@@ -65,6 +65,7 @@ class Running:
     stop: threading.Event
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     """ComfyUI's ``progress_state`` record of every node that has begun."""
+    prompt: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         if self.stop.is_set():
@@ -97,12 +98,6 @@ def running(run: Running, node_id: str) -> Generator[None]:
         yield
     finally:
         _running.reset(token)
-
-
-def current_node() -> str | None:
-    """The id of the node that this thread is running, if it is running one."""
-    now = _running.get()
-    return now[1] if now else None
 
 
 @dataclass
@@ -152,3 +147,12 @@ class EngineHost(StandaloneHost):
 
     def blocker(self, message: str | None) -> Any:
         return Blocker(message)
+
+    def edited(self) -> bool:
+        now = _running.get()
+        if now is None:
+            return False
+        from ..nodes.saving import edits_faces
+        from .registry import classes
+
+        return edits_faces(now[0].prompt, now[1], classes())

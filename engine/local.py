@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..face.errors import BadInput
+from ..face.errors import BadInput, LikenessError
 from . import workflow
 from .files import annotated, contained
 from .graph import Prompt
@@ -20,7 +20,7 @@ class Invalid(BadInput):
     """The workflow was refused before it ran; the message lists why, a line each."""
 
 
-class RunFailed(Exception):
+class RunFailed(LikenessError):
     """A node failed while it ran; ``trace`` is its traceback as text."""
 
     def __init__(self, message: str, trace: str = "") -> None:
@@ -33,19 +33,19 @@ class Outcome:
     """What a run gave."""
 
     files: list[Path] = field(default_factory=list)
-    previews: list[Path] = field(default_factory=list)
-    """Pictures that nodes show without saving them."""
     outputs: dict[str, Any] = field(default_factory=dict)
-    """Node id to what the node shows."""
+    """Node id to what the node shows; previews among it are gone when the run is over."""
     executed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        files, previews = ([str(file) for file in some] for some in (self.files, self.previews))
+        outputs = {
+            node_id: {key: [item for item in items if not _is_preview(item)] for key, items in ui.items()}
+            for node_id, ui in self.outputs.items()
+        }
         return {
-            "files": files,
-            "previews": previews,
-            "outputs": self.outputs,
+            "files": [str(file) for file in self.files],
+            "outputs": outputs,
             "executed": self.executed,
             "seconds": round(self.seconds, 3),
         }
@@ -61,7 +61,8 @@ class Line:
 
     def event(self, name: str, data: dict[str, Any]) -> None:
         if name == "execution_cached":
-            self.total -= len(data.get("nodes", []))
+            # Whoever runs it elsewhere does not know the total, and counts without.
+            self.total = max(0, self.total - len(data.get("nodes", [])))
         elif name == "executing" and data.get("node") is not None:
             self.begun += 1
             self.show(self.head(data["node"]))
@@ -94,13 +95,38 @@ class Line:
             self.shown = ""
 
 
-def run(
-    file: Path, settings: list[str], out: Path, inputs: Path | None, listen: bool = True, models: Path | None = None
-) -> Outcome:
-    """Run a workflow file here. Pictures it names are looked for in ``inputs``, then beside the file.
+def _is_preview(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "temp"
 
-    Pictures named by ``settings`` may lie anywhere: they are copied into a folder of this run.
-    Raises Invalid before the run, RunFailed during it.
+
+def made(folder: Path) -> Path:
+    """``folder``, absolute and there; BadInput if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.resolve()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be a folder: {error.strerror or error}. Name another one.") from error
+
+
+def picture_folders(file: Path, inputs: Path | None) -> list[Path]:
+    """Where the pictures that a workflow ``file`` names may lie: ``inputs``, its own folder, ``photos`` in that."""
+    return [inputs or Path("input"), file.parent, file.parent / "photos"]
+
+
+def run(
+    file: Path,
+    settings: list[str],
+    out: Path,
+    inputs: Path | None,
+    listen: bool = True,
+    models: Path | None = None,
+    temp: Path | None = None,
+) -> Outcome:
+    """Run a workflow file here, with the pictures that it names from ``picture_folders``.
+
+    Pictures named by ``settings`` may lie anywhere: they are copied into a folder of this run. What nodes only show is
+    written to ``temp``, by default a folder that is deleted at the end. Raises Invalid before the run, RunFailed during
+    it, BadInput if nothing can be written to ``out``.
     """
     from ..nodes import host as nodes_host
     from .convert import to_api
@@ -111,16 +137,16 @@ def run(
 
     data = workflow.read(file)
     with tempfile.TemporaryDirectory(prefix="likeness-") as staging:
-        folders = [(inputs or Path("input")).resolve(), file.parent.resolve()]
-        out = out.resolve()
-        nodes_host.use(EngineHost(folders, out, out / "temp", models))
+        folders = [folder.resolve() for folder in picture_folders(file, inputs)]
+        out = made(out)
+        nodes_host.use(EngineHost(folders, out, temp or Path(staging) / "temp", models))
         try:
             known = classes()
             used = workflow.class_types(data)
             info = object_info({name: node for name, node in known.items() if name in used})
             prompt = to_api(data, info) if workflow.is_editor(data) else data
             changed = workflow.apply_settings(prompt, settings, info)
-            _stage(prompt, info, folders, changed, Path(staging))
+            _stage(prompt, info, folders, changed, Path(staging) / "input")
             verdict = validate(prompt, known)
             if not verdict.ok or verdict.node_errors:
                 raise Invalid(workflow.readable(verdict.node_errors, verdict.error, prompt))
@@ -138,10 +164,7 @@ def run(
     if record.message("execution_interrupted") is not None:
         raise KeyboardInterrupt
     saved = [contained(out, item.get("subfolder", ""), item["filename"]) for item in pictures(record.outputs, "output")]
-    shown = [
-        contained(out, "temp", item.get("subfolder", ""), item["filename"]) for item in pictures(record.outputs, "temp")
-    ]
-    return Outcome(saved, shown, record.outputs, record.executed, time.perf_counter() - began)
+    return Outcome(saved, record.outputs, record.executed, time.perf_counter() - began)
 
 
 def pictures(outputs: dict[str, Any], kind: str) -> list[dict[str, str]]:
@@ -169,6 +192,7 @@ def _stage(
                 f"{workflow.title(prompt, node_id)} (node {node_id}): there is no picture {value}, nor in {looked}"
             )
         if staging not in folders:
+            staging.mkdir()
             folders.append(staging)
         copy, number = staging / source.name, 1
         while any((folder / copy.name).exists() for folder in folders):

@@ -15,7 +15,7 @@ from . import workflow
 from .convert import to_api
 from .files import annotated, contained, store
 from .graph import Prompt
-from .local import Invalid, Line, Outcome, RunFailed, pictures
+from .local import Invalid, Line, Outcome, RunFailed, made, picture_folders, pictures
 
 POLL = 5.0
 """Seconds without a message after which the history is asked, in case the last message got lost."""
@@ -24,20 +24,21 @@ POLL = 5.0
 def run(server: str, file: Path, settings: list[str], out: Path, inputs: Path | None) -> Outcome:
     """Send a workflow file with its pictures to ``server``, follow it, and fetch what it made into ``out``."""
     url = (server if "://" in server else f"http://{server}").rstrip("/")
+    out = made(out)
     try:
-        return asyncio.run(_run(url, file, settings, out.resolve(), inputs or Path("input")))
+        return asyncio.run(_run(url, file, settings, out, picture_folders(file, inputs)))
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise RunFailed(f"the server at {url} could not be used: {error or type(error).__name__}") from error
 
 
-async def _run(url: str, file: Path, settings: list[str], out: Path, inputs: Path) -> Outcome:
+async def _run(url: str, file: Path, settings: list[str], out: Path, folders: list[Path]) -> Outcome:
     data = workflow.read(file)
     client_id = uuid.uuid4().hex
     async with aiohttp.ClientSession(base_url=f"{url}/") as session:
         info = await _get(session, "object_info")
         prompt = to_api(data, info) if workflow.is_editor(data) else data
         workflow.apply_settings(prompt, settings, info)
-        await _upload_pictures(session, prompt, info, [inputs, file.parent])
+        await _upload_pictures(session, prompt, info, folders)
         began = time.perf_counter()
         async with session.ws_connect(f"ws?clientId={client_id}", max_msg_size=0) as socket:
             extra = {"extra_pnginfo": {"workflow": data}} if workflow.is_editor(data) else {}
@@ -56,11 +57,10 @@ async def _run(url: str, file: Path, settings: list[str], out: Path, inputs: Pat
                 raise
         _raise_failure(history, prompt)
         files = [await _download(session, item, out) for item in pictures(history["outputs"], "output")]
-        previews = [await _download(session, item, out / "temp") for item in pictures(history["outputs"], "temp")]
     if reply.get("node_errors"):
         # The good outputs have run; the file is still not right.
         raise Invalid(workflow.readable(reply["node_errors"], None, prompt))
-    return Outcome(files, previews, history["outputs"], [], time.perf_counter() - began)
+    return Outcome(files, history["outputs"], [], time.perf_counter() - began)
 
 
 async def _get(session: aiohttp.ClientSession, path: str) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..face.errors import BadInput
 from .graph import Prompt, is_link
+
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+"""What the editor's format says of a link: newer files by these names, others in this order."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,7 +31,57 @@ def read(path: Path) -> dict[str, Any]:
             f"{path.name} is not a workflow: expected ComfyUI's API format ({{id: {{class_type, inputs}}}}) "
             "or the editor's ({nodes, links})"
         )
+    if damage := next(_editor_damage(data) if is_editor(data) else _api_damage(data), None):
+        raise BadInput(f"{path.name} is damaged: {damage}. Save or export the workflow again.")
     return data
+
+
+def _editor_damage(data: dict[str, Any]) -> Iterator[str]:
+    """What of a file in the editor's format is not as ``convert.to_api`` relies on, in words."""
+    numbers = (int, str, type(None))
+    for place, node in enumerate(data["nodes"]):
+        if not isinstance(node, dict) or not isinstance(node.get("id"), (int, str)):
+            yield f"node {place} of the list has no id"
+            continue
+        name = f"node {node['id']}"
+        if not isinstance(node.get("type"), str):
+            yield f"{name} has no type"
+        if not isinstance(node.get("title"), (str, type(None))):
+            yield f"the title of {name} is no text"
+        if not isinstance(node.get("widgets_values"), (list, dict, type(None))):
+            yield f"the widgets_values of {name} are no list"
+        sockets = node.get("inputs")
+        if not isinstance(sockets, (list, type(None))):
+            yield f"the inputs of {name} are no list"
+            continue
+        for socket in sockets or ():
+            if not isinstance(socket, dict) or not isinstance(socket.get("name"), str):
+                yield f"an input of {name} has no name"
+            elif not isinstance(socket.get("link"), numbers):
+                yield f"the link of {name}'s input {socket['name']} is no number"
+    if not isinstance(data.get("definitions"), (dict, type(None))):
+        yield "its definitions are no object"
+    links = data.get("links")
+    if not isinstance(links, (list, type(None))):
+        yield "its links are no list"
+        return
+    for place, link in enumerate(links or ()):
+        parts = [link.get(key) for key in LINK] if isinstance(link, dict) else link
+        whole = isinstance(parts, list) and len(parts) >= len(LINK)
+        if not whole or not all(isinstance(part, (int, str)) for part in parts[:4]) or not isinstance(parts[2], int):
+            yield f"link {place} of the list is not (id, from node, slot, to node, slot, type)"
+
+
+def _api_damage(data: dict[str, Any]) -> Iterator[str]:
+    """The same for the API's format; what inputs hold is left to validation."""
+    for node_id, node in data.items():
+        if not isinstance(node["class_type"], str):
+            yield f"the class_type of node {node_id} is no text"
+        if not isinstance(node.get("inputs", {}), dict):
+            yield f"the inputs of node {node_id} are no object"
+        meta = node.get("_meta", {})
+        if not isinstance(meta, dict) or not isinstance(meta.get("title"), (str, type(None))):
+            yield f"the title of node {node_id} is no text"
 
 
 def _embedded(path: Path) -> str:

@@ -266,7 +266,8 @@ def find(name: str, host: Host = STANDALONE) -> Path:
                 return folder / name
     folders = ", ".join(str(folder) for folder in host.folders("identities"))
     raise BadIdentityFile(
-        f"there is no saved identity {name!r} in: {folders}. Saved are: {', '.join(listing(host)) or 'none'}."
+        f"there is no saved identity {name!r} in: {folders}. Saved are: {', '.join(listing(host)) or 'none'}. Write it "
+        "with Save Identity first, as the workflow save_identities does."
     )
 
 

@@ -20,6 +20,10 @@ class NodeHost(Host, Protocol):
         """The value that stops a branch of the graph: silently for None, else with ``message`` as an error."""
         ...
 
+    def edited(self) -> bool:
+        """Whether what the running node shows may be somebody wearing another's face."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blocked:
@@ -34,6 +38,9 @@ class StandaloneNodeHost(StandaloneHost):
 
     def blocker(self, message: str | None) -> Any:
         return Blocked(message)
+
+    def edited(self) -> bool:
+        return False
 
 
 _chosen: NodeHost | None = None

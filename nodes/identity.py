@@ -13,6 +13,7 @@ from ..face import embed, identity_file, overlay, select
 from ..face import identity as identities
 from ..face.analyse import Look
 from ..face.combine import METHODS
+from ..face.errors import BadIdentityFile
 from ..face.image import as_image
 from ..face.types import Faces, Identity, normalised
 from .faces import as_records, described
@@ -177,6 +178,14 @@ class LoadIdentity:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"file": choice(identity_file.listing(host()), "A saved identity.")}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None) -> bool | str:
+        # A linked name is not known before the run. The list alone would not say where identities come from.
+        try:
+            return file is None or identity_file.find(file, host()).is_file()
+        except BadIdentityFile as error:
+            return str(error)
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> str:

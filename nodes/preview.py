@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..face.image import to_uint8
 from .host import host
+from .saving import EDITED
 
 LIMIT = 16
 """More pictures than this are not written for a preview."""
@@ -20,19 +22,25 @@ SIDE = 1024
 
 
 def preview(image: Tensor, text: Iterable[str] = ()) -> dict[str, Any]:
-    """The ``ui`` part of a node's answer: ``image`` (B, H, W, 3) as temporary PNGs, and lines of text."""
+    """The ``ui`` part of a node's answer: ``image`` (B, H, W, 3) as temporary PNGs, and lines of text.
+
+    Where faces were swapped before the node or in it, the PNGs say so in their metadata.
+    """
     folder = host().folders("temp")[0]
     folder.mkdir(parents=True, exist_ok=True)
     tag = secrets.token_hex(6)
-    files = [_write(picture, folder, f"likeness_{tag}_{n:03}.png") for n, picture in enumerate(image[:LIMIT])]
+    marks = PngInfo()
+    if host().edited():
+        marks.add_text("Likeness", EDITED)
+    files = [_write(picture, folder / f"likeness_{tag}_{n:03}.png", marks) for n, picture in enumerate(image[:LIMIT])]
     lines = list(text)
     if len(image) > LIMIT:
         lines.append(f"the first {LIMIT} of {len(image)} are shown")
     return {"images": files, **({"text": lines} if lines else {})}
 
 
-def _write(picture: Tensor, folder: Path, name: str) -> dict[str, str]:
+def _write(picture: Tensor, path: Path, marks: PngInfo) -> dict[str, str]:
     shown = Image.fromarray(to_uint8(picture))
     shown.thumbnail((SIDE, SIDE))
-    shown.save(folder / name, compress_level=1)
-    return {"filename": name, "subfolder": "", "type": "temp"}
+    shown.save(path, pnginfo=marks, compress_level=1)
+    return {"filename": path.name, "subfolder": "", "type": "temp"}

@@ -1,25 +1,75 @@
-"""Where output nodes write: numbered files inside the output folder, never outside."""
+"""Where output nodes write: numbered files inside the output folder, never outside; and the mark of edited pictures."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..face.errors import BadInput
 from .host import host
 
+EDITED = "edited: faces swapped"
+"""What a PNG's text ``Likeness`` says of a picture in which somebody wears another's face."""
+
 
 def numbered(prefix: str, ending: str) -> tuple[Path, str]:
-    """The next free ``prefix_00001_`` + ``ending`` in the output folder, and its subfolder there.
+    """A new file, the next free ``prefix_00001_`` + ``ending`` in the output folder, and its subfolder there.
 
-    Raises BadInput for a prefix that leads out of the folder.
+    Raises BadInput for a prefix that leads out of the folder, or that no file can have.
     """
     root = host().folders("output")[0].resolve()
-    target = (root / prefix).resolve()
+    try:
+        target = (root / prefix).resolve()
+    except ValueError as error:
+        raise BadInput(
+            f"the file name prefix {prefix!r} holds what no file name can: {error}. Leave it out."
+        ) from error
     if not target.is_relative_to(root) or target == root or not target.name:
         raise BadInput(f"the file name prefix {prefix!r} leads out of the output folder {root}; name a place inside it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(re.escape(target.name) + r"_(\d+)_?\.")
-    taken = [int(m.group(1)) for f in target.parent.iterdir() if (m := pattern.match(f.name))]
-    path = target.parent / f"{target.name}_{max(taken, default=0) + 1:05}_{ending}"
+    path = reserve(target.parent, target.name, ending)
     return path, target.parent.relative_to(root).as_posix().removeprefix(".")
+
+
+def reserve(folder: Path, name: str, ending: str) -> Path:
+    """An empty new file ``name_00001_`` + ``ending`` with the next free number; nobody else gets the same one.
+
+    The folder is made if need be. Raises BadInput where nothing can be written.
+    """
+    pattern = re.compile(re.escape(name) + r"_(\d+)_?.*\.\w+", re.IGNORECASE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = (pattern.fullmatch(entry) for entry in os.listdir(folder))
+        number = max((int(match[1]) for match in taken if match), default=0) + 1
+        while True:
+            path = folder / f"{name}_{number:05}_{ending}"
+            try:
+                path.touch(exist_ok=False)
+                return path
+            except FileExistsError:
+                # Another process counts in this folder, too.
+                number += 1
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"{name[:40]!r} cannot be written in {folder}: {why}. Choose another file name prefix or output folder."
+        ) from error
+
+
+def edits_faces(prompt: Mapping[str, Any], node_id: str, known: Mapping[str, Any]) -> bool:
+    """Whether the node ``node_id`` of an API prompt, or one that feeds it, changes whose face is seen.
+
+    The classes that do (``known``, by their id) have the attribute EDITS_FACES.
+    """
+    found, todo = {node_id}, [node_id]
+    while todo:
+        node = prompt.get(todo.pop(), {})
+        if getattr(known.get(node.get("class_type", "")), "EDITS_FACES", False):
+            return True
+        links = [value for value in node.get("inputs", {}).values() if isinstance(value, list) and len(value) == 2]
+        feeding = {str(source) for source, _ in links} - found
+        found |= feeding
+        todo += feeding
+    return False

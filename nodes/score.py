@@ -256,7 +256,7 @@ class ScoreReport:
     DESCRIPTION = (
         "Draws a contact sheet with a bar for every measure and writes it, with the same numbers as JSON, to the "
         "output "
-        "folder. The sheet is marked as showing edited pictures if a target is given."
+        "folder. The sheet is marked as showing edited pictures if faces were swapped before, or a target is given."
     )
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("sheet", "json")
@@ -294,7 +294,7 @@ class ScoreReport:
         rows = report.rows(scores.records, same_batch(image, scores), source=source, target=target)
         sheet = report.sheet(rows, title=title, limits=scores.limits)
         record = scores.as_json()
-        saved = self.write(sheet, record, filename_prefix, edited=target is not None)
+        saved = self.write(sheet, record, filename_prefix, edited=target is not None or host().edited())
         return {"ui": {"images": [saved], "text": [told(scores)]}, "result": (sheet, record)}
 
     @staticmethod

@@ -106,6 +106,10 @@ class Server:
         assert record["status"]["status_str"] == "success", failures[0]["exception_message"] if failures else record
         return record["outputs"]
 
+    def mark(self, item):
+        """The mark of an edited picture in what an output names."""
+        return mark(io.BytesIO(self.ask("/view?" + urlencode(item)).body))
+
     def picture(self, item):
         """A picture that an output names, (H, W, C) uint8."""
         return pixels(io.BytesIO(self.ask("/view?" + urlencode(item)).body))
@@ -114,6 +118,11 @@ class Server:
 def pixels(file):
     with Image.open(file) as picture:
         return np.asarray(picture)
+
+
+def mark(file):
+    with Image.open(file) as picture:
+        return picture.info.get("Likeness")
 
 
 def _free_port():
@@ -249,7 +258,8 @@ def test_a_workflow_gives_the_same_pictures_as_the_engine(comfy, base, file):
         comfy.upload(source)
         shutil.copy(source, base / "pictures")
     there = comfy.run(prompt)
-    here = local.run(file, [], base / "out", base / "pictures", listen=False, models=base / "engine").outputs
+    folders = {"models": base / "engine", "temp": base / "out" / "temp"}
+    here = local.run(file, [], base / "out", base / "pictures", listen=False, **folders).outputs
 
     assert set(here) == set(there)
     for node_id, shown in there.items():
@@ -259,6 +269,8 @@ def test_a_workflow_gives_the_same_pictures_as_the_engine(comfy, base, file):
         for n, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             place = base / "out" / "temp" if mine["type"] == "temp" else base / "out"
             a, b = pixels(place / mine["subfolder"] / mine["filename"]), comfy.picture(other)
+            if prompt[node_id]["class_type"] in OURS:
+                assert comfy.mark(other) == mark(place / mine["subfolder"] / mine["filename"]), title
             assert a.shape == b.shape, f"{title}, picture {n}"
             assert np.abs(a.astype(int) - b.astype(int)).max() <= 1, f"{title}, picture {n}"
 

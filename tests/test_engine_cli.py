@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from aiohttp import web
 from likeness.engine import cli, registry
 from likeness.engine.convert import to_editor
 from likeness.engine.host import EngineHost
+from likeness.engine.local import Line
 from likeness.engine.server import Server
 from PIL import Image
 
@@ -65,13 +67,22 @@ def test_json_is_all_there_is_on_standard_output(place, capsys):
     assert set(result["executed"]) == set(WORKFLOW)
 
 
-def test_previews_are_printed_only_if_nothing_is_saved(place, capsys):
+def test_previews_are_no_results_and_are_gone_after_the_run(place, capsys, tmp_path_factory, monkeypatch):
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     nodes = {**WORKFLOW, "6": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
     assert cli.main(["run", write(place / "p.json", nodes)]) == 0
-    assert capsys.readouterr().out.split() == [str(place / "out" / "inverted_00001_.png")]
+    out, err = capsys.readouterr()
+    assert out.split() == [str(place / "out" / "inverted_00001_.png")] and "no picture was saved" not in err
     del nodes["3"]
     assert cli.main(["run", write(place / "p.json", nodes)]) == 0
-    assert capsys.readouterr().out.split() == [str(place / "out" / "temp" / "ComfyUI_temp_00002_.png")]
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith("no picture was saved in out")
+    assert cli.main(["run", write(place / "p.json", nodes), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["files"] == [] and shown["outputs"]["6"] == {"images": []}
+    assert [file.name for file in place.rglob("*.png")] == ["in.png", "inverted_00001_.png"]
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["4.value", "count. OF things.value", "number.value"])
@@ -100,6 +111,14 @@ def test_a_picture_that_is_set_may_lie_anywhere(place, capsys, absolute, tmp_pat
 def test_a_picture_beside_the_workflow_is_found(place, capsys):
     (place / "flows").mkdir()
     Image.new("RGB", (4, 4), (0, 255, 0)).save(place / "flows" / "own.png")
+    nodes = {**WORKFLOW, "1": {"class_type": "LoadImage", "inputs": {"image": "own.png"}}}
+    assert cli.main(["run", write(place / "flows" / "f.json", nodes)]) == 0
+    assert colour(capsys.readouterr().out.strip()) == (255, 0, 255)
+
+
+def test_a_picture_in_photos_beside_the_workflow_is_found_wherever_one_stands(place, capsys):
+    (place / "flows" / "photos").mkdir(parents=True)
+    Image.new("RGB", (4, 4), (0, 255, 0)).save(place / "flows" / "photos" / "own.png")
     nodes = {**WORKFLOW, "1": {"class_type": "LoadImage", "inputs": {"image": "own.png"}}}
     assert cli.main(["run", write(place / "flows" / "f.json", nodes)]) == 0
     assert colour(capsys.readouterr().out.strip()) == (255, 0, 255)
@@ -141,8 +160,56 @@ def test_a_file_that_is_no_workflow_exits_2(place, capsys, content):
     assert "bad.json is not a workflow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"nodes": [1]}, "node 0 of the list has no id"),
+        ({"nodes": [{"id": 1}]}, "node 1 has no type"),
+        ({"nodes": [{"id": 1, "type": "Show", "inputs": 5}]}, "the inputs of node 1 are no list"),
+        ({"nodes": [{"id": 1, "type": "Show", "inputs": [{"link": 1}]}]}, "an input of node 1 has no name"),
+        ({"nodes": [], "links": [[1, 7]]}, r"link 0 of the list is not \(id, from node, slot, to node, slot, type\)"),
+        ({"nodes": [], "links": {}}, "its links are no list"),
+        ({"1": {"class_type": 5}}, "the class_type of node 1 is no text"),
+        ({"1": {"class_type": "Show", "inputs": []}}, "the inputs of node 1 are no object"),
+        ({"1": {"class_type": "Show", "_meta": {"title": 5}}}, "the title of node 1 is no text"),
+    ],
+)
+def test_a_damaged_workflow_exits_2_and_says_where(place, capsys, content, sentence):
+    assert cli.main(["run", write(place / "bad.json", content)]) == 2
+    assert re.search(f"bad.json is damaged: {sentence}. Save or export", capsys.readouterr().err)
+
+
+def test_results_that_cannot_be_written_exit_2_before_anything_is_loaded(place, capsys):
+    (place / "file").touch()
+    for call in (["run", "flow.json"], ["run", "flow.json", "--server", "127.0.0.1:9"], ["demo"]):
+        assert cli.main([*call, "--out", "file/x"]) == 2
+        assert capsys.readouterr().err == "file/x cannot be a folder: Not a directory. Name another one.\n"
+
+
+def test_a_demo_without_models_exits_1_with_the_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LIKENESS_MODELS", str(tmp_path / "none"))
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "models fetch yunet" in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_a_server_that_cannot_be_started_is_a_sentence(place, capsys):
+    assert cli.main(["serve", "--input", "flow.json"]) == 2
+    assert "flow.json cannot be a folder: File exists" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", "--port", "99999"])
+    assert "a port lies between 0 and 65535; got 99999" in capsys.readouterr().err
+
+
+def test_cached_nodes_do_not_count_below_zero(capsys):
+    line = Line({"1": {"class_type": "Show"}})
+    line.event("execution_cached", {"nodes": ["1", "2", "3"]})
+    line.event("executing", {"node": "1"})
+    assert capsys.readouterr().err == "[1] Show\n"
+
+
 def test_an_unknown_node_names_the_way_out(place, capsys):
-    write(place / "k.json", graph(k=("KSampler", {})))
+    write(place / "k.json", graph(k=("SomebodyElses", {})))
     assert cli.main(["run", "k.json"]) == 2
     assert "likeness run FILE --server" in capsys.readouterr().err
 
@@ -235,6 +302,8 @@ def test_workflows_build_writes_the_editors_files(place, capsys):
     write(place / "w" / "api" / "one.json", WORKFLOW)
     assert cli.main(["workflows", "build", "w"]) == 0
     assert json.loads((place / "w" / "one.json").read_text())["version"] == 0.4
+    assert cli.main(["workflows", "build", "nowhere"]) == 2
+    assert "there is no workflow in nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from likeness.engine import workflow
 from likeness.engine.convert import to_api, to_editor
+from likeness.engine.graph import validate
 from likeness.engine.registry import object_info
 from likeness.face.errors import BadInput
 
@@ -36,6 +40,46 @@ WORKFLOW = {
     "10": {"class_type": "Show", "inputs": {"value": ["6", 0]}},
     "11": {"class_type": "Show", "inputs": {"value": ["1", 1]}},
 }
+
+
+SCRAP = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 12), st.floats(), st.sampled_from(["", "1", "Show", "images"])),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "type", "0"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+def spoilt(value, draw):
+    """``value`` with something else in one place, at whatever depth."""
+    if isinstance(value, (dict, list)) and value and draw(st.integers(0, 5)):
+        places = list(value) if isinstance(value, dict) else range(len(value))
+        place = draw(st.sampled_from(places))
+        if not draw(st.integers(0, 9)):
+            del value[place]
+        else:
+            value[place] = spoilt(value[place], draw)
+        return value
+    return draw(SCRAP)
+
+
+@given(data=st.data(), editor=st.booleans())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spoilt_file_is_refused_with_a_sentence_or_read(tmp_path, info, data, editor):
+    whole = json.loads(json.dumps(to_editor(WORKFLOW, info) if editor else WORKFLOW))
+    file = tmp_path / "spoilt.json"
+    file.write_text(json.dumps(spoilt(whole, data.draw)))
+    try:
+        read = workflow.read(file)
+        prompt = to_api(read, info) if workflow.is_editor(read) else read
+        workflow.apply_settings(prompt, [], info)
+        list(workflow.picture_inputs(prompt, info))
+    except BadInput as refused:
+        assert "spoilt.json" in str(refused) or "subgraphs" in str(refused)
+        return
+    verdict = validate(prompt, KNOWN)
+    assert workflow.readable(verdict.node_errors, verdict.error, prompt) or verdict.ok
 
 
 def test_to_the_editor_and_back_is_the_same(info):

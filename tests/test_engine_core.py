@@ -10,6 +10,7 @@ from likeness.engine.core.files import MAX_SIDE
 from likeness.engine.host import EngineHost, running
 from likeness.face.errors import BadImage, BadInput
 from likeness.nodes import host as nodes_host
+from likeness.nodes import saving
 from PIL import Image
 
 
@@ -182,6 +183,24 @@ def test_saved_files_are_counted_on(folder):
     assert [item["filename"] for item in shown] == ["x_00003_.png", "x_00004_.png"]
     kept = CORE["LoadImage"]().load_image("x_00004_.png [output]")[0]
     assert (kept - batch[1:]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_two_processes_that_count_in_one_folder_get_two_files(folder, monkeypatch):
+    # Both look before either writes.
+    monkeypatch.setattr("os.listdir", lambda place: [])
+    names = [saving.reserve(folder, "x", ".png").name for _ in range(3)]
+    assert names == ["x_00001_.png", "x_00002_.png", "x_00003_.png"]
+
+
+@pytest.mark.parametrize("prefix", ["a" * 400, "x\0y", "in.png/x", "../x", "\ud800"])
+def test_a_prefix_that_no_file_can_have_is_a_sentence(folder, prefix):
+    (folder.parent / "output").mkdir()
+    (folder.parent / "output" / "in.png").touch()
+    with pytest.raises(BadInput):
+        call("SaveImage", images=torch.zeros(1, 2, 2, 3), filename_prefix=prefix)
+    with pytest.raises(BadInput, match=r"cannot be written in|leads out of the output|holds what no file name can"):
+        saving.numbered(prefix, ".png")
+    assert len(list(folder.parent.rglob("*.*"))) == 1
 
 
 def test_previews_go_to_the_temporary_folder(folder):

@@ -89,6 +89,19 @@ def test_swap_and_score_moves_the_likeness_and_says_so(executor, world):
 
 
 @pytest.mark.weights
+def test_previews_of_a_swap_and_of_what_follows_are_marked_too(executor):
+    record = run(Executor(executor.known), "swap_and_score")
+    marked = {}
+    for node_id, shown in record.outputs.items():
+        for item in shown.get("images", []):
+            folder = hosts.host().folders(item["type"])[0]
+            with Image.open(folder / item["subfolder"] / item["filename"]) as picture:
+                marked[node_id] = "edited" in picture.info.get("Likeness", "")
+    # Identity, detection and selection come before the swap; swap, report and the saved picture show it.
+    assert marked == {"3": False, "4": False, "5": False, "6": True, "8": True, "9": True}
+
+
+@pytest.mark.weights
 def test_who_is_who_names_those_it_knows_and_nobody_else(executor):
     text = run(Executor(executor.known), "who_is_who").outputs["6"]["text"][0]
     assert sorted(text.split(", ")) == ["Emmanuel", "Jacinda", "unknown"]

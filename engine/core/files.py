@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,10 @@ import torch
 from ...face.errors import BadImage, BadInput
 from ...face.image import load_picture, to_uint8
 from ...nodes.host import host
-from .. import registry
+from ...nodes.saving import EDITED, reserve
 from ..files import annotated, contained, listing
-from ..graph import ancestry
-from ..host import current_node
 
 MAX_SIDE = 16384
-EDITED = "edited: faces swapped"
 
 
 def find_picture(name: str) -> Path:
@@ -140,30 +135,6 @@ class LoadImageMask:
         return check_name(image)
 
 
-_counting = threading.Lock()
-
-
-def _reserve(folder: Path, name: str) -> Path:
-    """An empty new file ``name_00001_.png`` with the next free number; no two calls get the same one."""
-    pattern = re.compile(re.escape(name) + r"_(\d+)_?.*\.png", re.IGNORECASE)
-    with _counting:
-        folder.mkdir(parents=True, exist_ok=True)
-        matches = (pattern.fullmatch(entry) for entry in os.listdir(folder))
-        number = max((int(match[1]) for match in matches if match), default=0) + 1
-        path = folder / f"{name}_{number:05}_.png"
-        path.touch()
-    return path
-
-
-def edits_faces(prompt: dict[str, Any] | None, node_id: str | None) -> bool:
-    """Whether a node that changes whose face is seen (class attribute EDITS_FACES) feeds the node ``node_id``."""
-    if not prompt or node_id not in prompt:
-        return False
-    known = registry.classes()
-    feeding, _ = ancestry(prompt, [node_id])
-    return any(getattr(known.get(prompt[n]["class_type"]), "EDITS_FACES", False) for n in feeding)
-
-
 def save_png(
     images: torch.Tensor,
     prefix: str,
@@ -184,13 +155,13 @@ def save_png(
         info.add_text("prompt", json.dumps(prompt))
     for key, value in (extra or {}).items():
         info.add_text(key, json.dumps(value))
-    if edits_faces(prompt, current_node()):
+    if host().edited():
         info.add_text("Likeness", EDITED)
     subfolder = folder.relative_to(root).as_posix()
     saved: list[dict[str, str]] = []
     for index, image in enumerate(images):
         host().check_interrupt()
-        path = _reserve(folder, name.replace("%batch_num%", str(index)))
+        path = reserve(folder, name.replace("%batch_num%", str(index)), ".png")
         Image.fromarray(to_uint8(image)).save(path, pnginfo=info, compress_level=compression)
         saved.append({"filename": path.name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
     return {"ui": {"images": saved}}

@@ -18,6 +18,7 @@ import torch
 
 from ...face.cache import MODELS
 from ...face.host import Progress
+from ..saving import edits_faces
 
 log = logging.getLogger(__name__)
 
@@ -171,3 +172,12 @@ class ComfyHost:
         from comfy_execution.graph_utils import ExecutionBlocker
 
         return ExecutionBlocker(message)
+
+    def edited(self) -> bool:
+        from .. import NODE_CLASS_MAPPINGS
+
+        server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        queue = getattr(server, "prompt_queue", None)
+        # One prompt runs at a time; its entry in the queue is (number, id, prompt, …).
+        prompts = [entry[2] for entry in getattr(queue, "currently_running", {}).values()]
+        return any(edits_faces(prompt, str(server.last_node_id), NODE_CLASS_MAPPINGS) for prompt in prompts)
