@@ -12,8 +12,12 @@ from ..face.errors import BadInput
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".apng", ".avif")
 
 
+LONGEST, LONGEST_NAME = 4000, 255
+"""Bytes that a path, and a name in it, may have on common systems."""
+
+
 def contained(folder: Path, *parts: str) -> Path:
-    """``folder`` joined with relative ``parts``; BadInput if that would lead outside of it.
+    """``folder`` joined with relative ``parts``; BadInput if that would lead outside of it, or if no file is called so.
 
     Compared as text, so that a link that the user placed inside the folder may point elsewhere.
     """
@@ -22,7 +26,16 @@ def contained(folder: Path, *parts: str) -> Path:
     absolute = slashed.startswith("/") or re.match(r"[A-Za-z]:", slashed)
     if "\0" in name or absolute or ".." in slashed.split("/"):
         raise BadInput(f"{name!r} leads out of the folder {folder.name}; give a name inside of it")
-    return Path(os.path.normpath(folder / slashed))
+    path = os.path.normpath(folder / slashed)
+    if len(path.encode(errors="replace")) > LONGEST or max(map(_size, slashed.split("/"))) > LONGEST_NAME:
+        raise BadInput(
+            f"{name[:40]!r}… is too long for a file name: at most {LONGEST_NAME} bytes, {LONGEST} with its folders"
+        )
+    return Path(path)
+
+
+def _size(name: str) -> int:
+    return len(name.encode(errors="replace"))
 
 
 def annotated(name: str, default: str = "input") -> tuple[str, str]:

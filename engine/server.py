@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import mimetypes
 import platform
 import signal
@@ -34,6 +35,7 @@ from .files import annotated, contained, store
 from .graph import error, validate
 from .host import EngineHost
 from .jobs import Job, Jobs
+from .local import made
 from .registry import Classes, describe, display_names, object_info
 
 log = logging.getLogger(__name__)
@@ -82,11 +84,14 @@ def guard(listen: str) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = urlsplit(f"//{request.host}").hostname
+        origin = request.headers.get("Origin")
+        try:
+            host, place = urlsplit(f"//{request.host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:
+            raise web.HTTPBadRequest(text="Host or Origin is no address") from None
         if _is_loopback(listen) and not _is_loopback(host):
             raise web.HTTPForbidden(text=f"this server answers on this machine only, not as {request.host}")
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and place.lower() != request.host.lower():
             raise web.HTTPForbidden(text=f"requests from {origin} are refused")
         if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site":
             raise web.HTTPForbidden(text="requests from another web site are refused")
@@ -235,8 +240,11 @@ class Server:
         number = next(self._numbers)
         try:
             number = float(body["number"]) if "number" in body else -number if body.get("front") else number
-        except (TypeError, ValueError):
-            raise web.HTTPBadRequest(text="number must be a number") from None
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            # A queue with NaN in it is in no order at all.
+            raise web.HTTPBadRequest(text="number must be a number")
         extra = body.get("extra_data")
         extra = dict(extra) if isinstance(extra, dict) else {}
         client_id = body.get("client_id") if isinstance(body.get("client_id"), str) else None
@@ -361,7 +369,10 @@ class Server:
         return web.FileResponse(path, headers=headers)
 
     async def upload(self, request: web.Request) -> web.Response:
-        form = await request.post()
+        try:
+            form = await request.post()
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"the body is no form that can be read ({error})") from error
         picture = form.get("image")
         if not isinstance(picture, web.FileField) or not picture.filename:
             raise web.HTTPBadRequest(text="the form must have a file named image")
@@ -375,7 +386,11 @@ class Server:
             raise web.HTTPBadRequest(text=str(refused)) from refused
         data = picture.file.read()
         overwrite = str(form.get("overwrite", "")).lower() in ("true", "1")
-        path = await asyncio.to_thread(store, path, data, overwrite)
+        try:
+            path = await asyncio.to_thread(store, path, data, overwrite)
+        except OSError as error:
+            why = error.strerror or error
+            raise web.HTTPBadRequest(text=f"{picture.filename!r} cannot be stored in {subfolder!r}: {why}") from error
         return answer({"name": path.name, "subfolder": subfolder, "type": kind})
 
     async def upload_mask(self, request: web.Request) -> web.Response:
@@ -437,9 +452,8 @@ async def _serve(listen: str, port: int, host: EngineHost) -> None:
 def serve(listen: str, port: int, inputs: Path, output: Path) -> None:
     """Serve until interrupted. ``temp`` pictures live in a folder that is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="likeness-") as temp:
-        for folder in (inputs, output):
-            folder.mkdir(parents=True, exist_ok=True)
+        host = EngineHost([made(inputs)], made(output), Path(temp).resolve())
         try:
-            asyncio.run(_serve(listen, port, EngineHost([inputs.resolve()], output.resolve(), Path(temp).resolve())))
+            asyncio.run(_serve(listen, port, host))
         except OSError as failed:
             raise BadInput(f"cannot listen on {listen}:{port}: {failed.strerror or failed}") from failed

@@ -273,7 +273,7 @@ async def test_bad_prompts_answer_400_with_their_errors(client, folder):
     assert status == 400
     assert reply["error"]["type"] == "prompt_outputs_failed_validation"
     assert reply["node_errors"]["a"]["errors"][0]["type"] == "value_smaller_than_min"
-    status, reply = await post(client, graph(a=("KSampler", {})))
+    status, reply = await post(client, graph(a=("SomebodyElses", {})))
     assert (status, reply["error"]["type"]) == (400, "invalid_prompt")
     async with client.post("/prompt", data=b"{nonsense") as response:
         assert response.status == 400
@@ -396,6 +396,44 @@ async def test_encoded_paths_do_not_lead_out_either(client, folder, raw):
     url = yarl.URL(f"{client.make_url('/view')}?{raw}&type=input", encoded=True)
     async with client.session.get(url) as response:
         assert response.status == 403
+
+
+LONG = ["a" * 300 + ".png", "ä" * 200 + ".png", "/".join(["deep"] * 1200)]
+
+
+@pytest.mark.parametrize("name", LONG, ids=["long", "wide", "deep"])
+@scenario
+async def test_names_that_no_file_can_have_are_refused(client, folder, name):
+    async with client.get("/view", params={"filename": name, "type": "input"}) as response:
+        assert response.status == 403 and "is too long for a file name" in await response.text()
+    assert (await upload(client, "a.png", subfolder=name))[0] == 400
+    history = await finished(client, graph(e=EMPTY, s=("SaveImage", {"images": ["e", 0], "filename_prefix": name})))
+    (failure,) = [data for kind, data in history["status"]["messages"] if kind == "execution_error"]
+    assert failure["exception_type"].endswith("BadInput")
+
+
+@scenario
+async def test_an_upload_into_a_file_or_without_a_form_is_refused(client, folder):
+    assert (await upload(client, "a.png"))[0] == 200
+    assert (await upload(client, "b.png", subfolder="a.png"))[0] == 400
+    for kind in ("multipart/form-data", "multipart/form-data; boundary="):
+        async with client.post("/upload/image", data=b"--x", headers={"Content-Type": kind}) as response:
+            assert response.status == 400, await response.text()
+
+
+@pytest.mark.parametrize("headers", [{"Host": "[::1"}, {"Origin": "http://[::1"}, {"Origin": "http://[x]"}])
+@scenario
+async def test_an_address_that_is_none_is_refused(client, folder, headers):
+    async with client.get("/queue", headers=headers) as response:
+        assert response.status in (400, 403)
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity", '"x"', "[]", "null"])
+@scenario
+async def test_a_number_that_has_no_place_in_the_queue_is_refused(client, folder, number):
+    body = f'{{"prompt": {json.dumps(SUM)}, "number": {number}}}'
+    async with client.post("/prompt", data=body, headers={"Content-Type": "application/json"}) as response:
+        assert response.status == 400 and await response.text() == "number must be a number"
 
 
 @scenario
