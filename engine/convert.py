@@ -15,6 +15,8 @@ ObjectInfo = Mapping[str, Any]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTES = ("Note", "MarkdownNote")
 MUTED, BYPASSED = 2, 4
+ROOM = {"images": 260, "text": 90}
+"""Pixels that a node needs for what it shows."""
 GAP_X, GAP_Y, TITLE = 70, 40, 30
 """Pixels between nodes, and of the title bar above a node's position."""
 
@@ -218,18 +220,17 @@ def _editor_node(node: Mapping[str, Any], number: int, object_info: ObjectInfo) 
             values.append("fixed")
             height += 24
         if options.get("image_upload"):
-            height += 260
+            height += ROOM["images"]
     if any(options[1].get("image_upload") for _, options in _entries(object_info, kind) if len(options) > 1):
         # The upload button is a widget too, and the last one.
         values.append("image")
-    # Ours show the picture they looked at, as the nodes without outputs do.
-    ours = str(info.get("category", "")).startswith("Likeness") and any(s["type"] == "IMAGE" for s in sockets)
-    shows = ours or (info.get("output_node") and not info["output"])
+    # ComfyUI's own nodes that show something are those without outputs, and they show pictures.
+    shows = info.get("shows", ["images"] if info.get("output_node") and not info["output"] else [])
     outputs = [
         {"name": name, "type": "COMBO" if isinstance(kind_, list) else str(kind_), "links": None, "slot_index": slot}
         for slot, (name, kind_) in enumerate(zip(info["output_name"], info["output"], strict=False))
     ]
-    height += 22 * max(len(sockets), len(outputs)) + (260 if shows else 0)
+    height += 22 * max(len(sockets), len(outputs)) + sum(ROOM[kind] for kind in shows)
     made = {
         "id": number,
         "type": kind,

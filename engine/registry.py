@@ -50,6 +50,9 @@ def describe(name: str, node: Any, title: str | None = None) -> dict[str, Any]:
     for attribute in ("DEPRECATED", "EXPERIMENTAL"):
         if getattr(node, attribute, False):
             info[attribute.lower()] = True
+    if hasattr(node, "SHOWS"):
+        # Ours alone; whoever lays out a file wants to know.
+        info["shows"] = list(node.SHOWS)
     if hasattr(node, "SEARCH_ALIASES"):
         info["search_aliases"] = list(node.SEARCH_ALIASES)
     return info

@@ -78,6 +78,7 @@ class DetectFaces:
         "Boxes, points, confidence, pose, age and gender as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["face detection", "yunet", "scrfd", "retinaface", "insightface", "landmarks"]
 
     @classmethod
@@ -162,6 +163,7 @@ class SelectFaces:
         "The kept faces as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["filter faces", "face index", "reference face", "gender", "who"]
 
     @classmethod
@@ -281,6 +283,7 @@ class TrackFaces:
         "Per person: in which frames.",
     )
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["video", "frames", "face tracking"]
 
     @classmethod
@@ -334,6 +337,7 @@ class FaceMasks:
         "One mask per face, in the order of pictures and faces; one black mask if there is none.",
     )
     FUNCTION = "run"
+    SHOWS = ("images",)
     SEARCH_ALIASES = ["face segmentation", "inpaint mask", "eyes", "mouth", "lips", "skin"]
 
     @classmethod
@@ -386,6 +390,7 @@ class CropFaces:
         "Per crop, where the face's box lies.",
     )
     FUNCTION = "run"
+    SHOWS = ("images",)
     SEARCH_ALIASES = ["face crop", "align", "detailer", "ffhq"]
 
     @classmethod
@@ -430,6 +435,7 @@ class UncropFaces:
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = ("The whole pictures, with the crops in their places.",)
     FUNCTION = "run"
+    SHOWS = ("images",)
     SEARCH_ALIASES = ["paste face", "stitch", "face detailer"]
 
     @classmethod
@@ -470,6 +476,7 @@ class DrawFaces:
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = ("The pictures with the drawing on them.",)
     FUNCTION = "run"
+    SHOWS = ("images",)
     SEARCH_ALIASES = ["overlay", "bounding box", "debug", "label"]
 
     @classmethod
@@ -499,6 +506,7 @@ class FaceKeypointsImage:
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = ("One picture per picture, black where there is no face.",)
     FUNCTION = "run"
+    SHOWS = ("images",)
     SEARCH_ALIASES = ["instantid", "kps", "controlnet", "face pose"]
 
     @classmethod

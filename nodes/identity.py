@@ -60,6 +60,7 @@ class EmbedIdentity:
         "What it was made from, and how alike the pictures are among themselves.",
     )
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["face embedding", "arcface", "face id", "face model"]
 
     @classmethod
@@ -138,6 +139,7 @@ class SaveIdentity:
     RETURN_NAMES = ("identity", "path")
     OUTPUT_TOOLTIPS = ("The identity, unchanged.", "Where it was written.")
     FUNCTION = "run"
+    SHOWS = ("text",)
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["face model", "store identity"]
 
@@ -173,6 +175,7 @@ class LoadIdentity:
     RETURN_NAMES = ("identity", "details")
     OUTPUT_TOOLTIPS = ("Who it is.", "Who is in it and which network it was made with.")
     FUNCTION = "run"
+    SHOWS = ("text",)
     SEARCH_ALIASES = ["face model", "reactor", "saved identity"]
 
     @classmethod
@@ -211,6 +214,7 @@ class NameFaces:
         "Per face: name, similarity and the lead over the next person, as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["face recognition", "label people", "who is who"]
 
     @classmethod

@@ -19,6 +19,7 @@ class ModelCache:
     RETURN_NAMES = ("anything", "details")
     OUTPUT_TOOLTIPS = ("What came in, unchanged: wire it in where the cache is to be freed.", "One line per model.")
     FUNCTION = "run"
+    SHOWS = ("text",)
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["unload", "free memory", "vram"]
 

@@ -1,4 +1,8 @@
-"""Pictures and lines that a node shows on itself."""
+"""Pictures and lines that a node shows on itself.
+
+Which of them it shows, a class says in ``SHOWS``: ``images``, ``text``, or both. The editor's files leave room for it;
+the lines are drawn by ``web/likeness.js``.
+"""
 
 from __future__ import annotations
 

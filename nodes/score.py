@@ -96,6 +96,7 @@ class ScoreFaces:
         "Everything that was measured, as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("text",)
     SEARCH_ALIASES = ["similarity", "face distance", "quality", "likeness", "evaluate"]
 
     @classmethod
@@ -179,6 +180,7 @@ class BestOf:
         "The order of the whole batch, as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("text",)
     SEARCH_ALIASES = ["rank", "pick best", "top k", "best of n"]
 
     @classmethod
@@ -218,6 +220,7 @@ class GateByScore:
         "Which passed, as JSON.",
     )
     FUNCTION = "run"
+    SHOWS = ("text",)
     SEARCH_ALIASES = ["threshold", "filter", "quality gate"]
 
     @classmethod
@@ -262,6 +265,7 @@ class ScoreReport:
     RETURN_NAMES = ("sheet", "json")
     OUTPUT_TOOLTIPS = ("The contact sheet.", "All scores as JSON.")
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["contact sheet", "compare", "score card"]
 

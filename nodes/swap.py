@@ -41,6 +41,7 @@ class SwapFaces:
     RETURN_NAMES = ("image", "mask")
     OUTPUT_TOOLTIPS = ("The pictures with the faces swapped.", "Where they were changed.")
     FUNCTION = "run"
+    SHOWS = ("images", "text")
     SEARCH_ALIASES = ["face swap", "reactor", "inswapper", "deepfake"]
     EDITS_FACES = True
 

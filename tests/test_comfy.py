@@ -7,6 +7,7 @@ environment's interpreter). Everything it writes goes into a temporary base dire
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -236,6 +237,15 @@ def test_every_node_has_a_help_page(comfy):
         return next((answer.body for answer in answers if answer.status == 200), b"")
 
     assert not [name for name in OURS if len(page(name)) < 100]
+
+
+def test_the_script_that_draws_the_nodes_texts_is_loaded(comfy):
+    script = f"/extensions/{PACK}/likeness.js"
+    assert script in comfy.ask("/extensions").json()
+    body = comfy.ask(script).body.decode()
+    # What it builds on.
+    for path in re.findall(r'from "\.\./\.\./(scripts/\w+\.js)"', body):
+        assert comfy.ask(f"/{path}").status == 200, path
 
 
 def test_the_workflows_are_offered_as_templates(comfy):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from likeness.engine import workflow
-from likeness.engine.convert import to_api, to_editor
+from likeness.engine.convert import ROOM, to_api, to_editor
 from likeness.engine.graph import validate
 from likeness.engine.registry import object_info
 from likeness.face.errors import BadInput
@@ -85,6 +85,17 @@ def test_a_spoilt_file_is_refused_with_a_sentence_or_read(tmp_path, info, data, 
 def test_to_the_editor_and_back_is_the_same(info):
     editor = json.loads(json.dumps(to_editor(WORKFLOW, info)))
     assert to_api(editor, info) == WORKFLOW
+
+
+def test_there_is_room_for_what_a_node_shows_and_no_more(info):
+    alone = {"1": {"class_type": "Show", "inputs": {"value": 1}}}
+
+    def height(**changes):
+        return to_editor(alone, {**info, "Show": {**info["Show"], "output": ["INT"], **changes}})["nodes"][0]["size"][1]
+
+    bare = height()
+    assert height(shows=["text"]) == bare + ROOM["text"] < height(shows=["images"]) == bare + ROOM["images"]
+    assert height(shows=["images", "text"]) == bare + sum(ROOM.values())
 
 
 def test_the_files_links_agree_with_its_nodes(info):

@@ -64,6 +64,14 @@ def test_every_node_has_a_help_page_that_names_every_input_and_output(name, node
         assert re.search(rf"`{re.escape(key)}`", page) or re.fullmatch(r"identity_\d", key), f"{key} is not explained"
 
 
+def test_the_editors_script_draws_the_texts_of_every_node():
+    script = (ROOT / "web" / "likeness.js").read_text()
+    (prefix,) = re.findall(r'nodeData\.name\.startsWith\("(\w+)"\)', script)
+    assert all(name.startswith(prefix) for name in NODE_CLASS_MAPPINGS)
+    # Neither into saved files nor into prompts.
+    assert "box.serialize = false" in script and "box.options.serialize = false" in script
+
+
 def test_no_help_page_outlives_its_node():
     assert {p.stem for p in (ROOT / "web" / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)
 

@@ -78,6 +78,17 @@ def test_every_workflow_runs_and_a_second_run_does_nothing(name, executor):
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_show_what_their_place_in_the_editor_is_made_for(name, executor):
+    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    shown = run(executor, name).outputs
+    for node_id, node in prompt.items():
+        if node["class_type"].startswith("Likeness"):
+            shows = getattr(executor.known[node["class_type"]], "SHOWS", ())
+            assert set(shown.get(node_id, ())) == set(shows), node["class_type"]
+
+
+@pytest.mark.weights
 def test_swap_and_score_moves_the_likeness_and_says_so(executor, world):
     run(Executor(executor.known), "swap_and_score")
     report = json.loads(next((world / "out").glob("swap_and_score_report_*.json")).read_text())
