@@ -67,6 +67,16 @@ class _Bar:
         self._bar.update_absolute(self._bar.current + steps, None, shown)
 
 
+def _running_node(server: Any) -> str | None:
+    """The id of the node that is running; None where an older ComfyUI does not know it, because no client listens."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return getattr(server, "last_node_id", None)
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
 class FaceModels(torch.nn.Module):
     """An empty network that stands for our onnxruntime sessions among ComfyUI's models, and in its log."""
 
@@ -177,7 +187,11 @@ class ComfyHost:
         from .. import NODE_CLASS_MAPPINGS
 
         server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        queue = getattr(server, "prompt_queue", None)
+        node = _running_node(server)
         # One prompt runs at a time; its entry in the queue is (number, id, prompt, …).
-        prompts = [entry[2] for entry in getattr(queue, "currently_running", {}).values()]
-        return any(edits_faces(prompt, str(server.last_node_id), NODE_CLASS_MAPPINGS) for prompt in prompts)
+        running = getattr(getattr(server, "prompt_queue", None), "currently_running", {})
+        return any(
+            edits_faces(prompt, asked, NODE_CLASS_MAPPINGS)
+            for prompt in (entry[2] for entry in running.values())
+            for asked in (prompt if node is None else (node,))
+        )
