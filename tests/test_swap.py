@@ -272,9 +272,9 @@ PAIRS = [
     ("impostor_2", "impostor_1"),
     ("impostor_2", "person_a_2"),
 ]
-"""Source and target; every photograph is both. Of all 26 pairs of different people 23 keep every promise, these ten among
-them; not so impostor_1 on person_a_2 (stays nearer the target), and by MobileFaceNet alone both of person_a on impostor_2
-(alike before, so it rises by less)."""
+"""Source and target; every photograph is both. Of all 26 pairs of different people 23 keep every promise, these ten
+among them; not so impostor_1 on person_a_2 (stays nearer the target), and by MobileFaceNet alone both of person_a on
+impostor_2 (alike before, so it rises by less)."""
 
 EMBEDDERS = ("sface", "mobilefacenet")
 
