@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
             for text in ui.get("text", []):
                 _say(str(text))
     if not outcome.files:
-        _say(f"no picture was saved in {options.out}: no node saves one, or the branch that does was stopped")
+        _say(f"no picture was saved in {options.out}")
     return OK
 
 
