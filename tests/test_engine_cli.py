@@ -1,6 +1,7 @@
 """The ``likeness`` command: what it prints where, and its exit codes."""
 
 import asyncio
+import builtins
 import json
 import os
 import re
@@ -236,6 +237,18 @@ def test_ctrl_c_exits_130(place, capsys, monkeypatch):
 
     monkeypatch.setattr(KNOWN["Number"], "go", press)
     assert cli.main(["run", "flow.json"]) == 130
+
+
+def test_ctrl_c_while_libraries_load_exits_130(monkeypatch):
+    real = builtins.__import__
+
+    def press(name, *rest):
+        if name == "numpy":
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", press)
+    assert cli.main(["models", "list"]) == 130
 
 
 @pytest.fixture
