@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         # Interrupted while others import it, numpy stays half there and they fail for reasons of their own.
-        import numpy  # noqa: F401
+        import numpy  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
         return options.act(options)
     except KeyboardInterrupt:

@@ -165,8 +165,8 @@ class ScoreFaces:
         faced = [record for record in records if record.face is not None]
         if target is not None and target.count and faced and all(r.expression_error is None for r in faced):
             lines.append(
-                "expression not compared: the target's faces carry no mesh. Set their landmarks to mesh; where a face is "
-                "cut off or unclear there is none"
+                "expression not compared: the target's faces carry no mesh. Set their landmarks to mesh; a face that "
+                "is cut off or unclear gets none"
             )
         return {"ui": {"text": lines}, "result": (scores, each, passed, scores.as_json())}
 
