@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 
+ADAPTER_FOLDERS = ("ipadapter", "instantid", "pulid", "photomaker")
+"""Where other packs keep adapter files, in ComfyUI's models folder."""
+
 
 class Progress(Protocol):
     """A running count of finished steps; ``update`` also raises if the user stopped the run."""
@@ -24,7 +27,8 @@ class Host(Protocol):
         """Folders of one kind, the first being where new files go.
 
         Kinds: ``likeness`` (catalogue models), ``insightface`` (model packs), ``identities``
-        (saved identities), ``input``, ``output``, ``temp``. They need not exist.
+        (saved identities), ``adapters`` (identity adapters), ``clip_vision`` (image encoders),
+        ``input``, ``output``, ``temp``. They need not exist.
         """
         ...
 
@@ -78,6 +82,8 @@ class StandaloneHost:
             "likeness": [models / "likeness"],
             "insightface": [models / "insightface" / "models"],
             "identities": [models / "likeness" / "identities", models / "reactor" / "faces"],
+            "adapters": [models / "likeness" / "adapters", *(models / name for name in ADAPTER_FOLDERS)],
+            "clip_vision": [models / "clip_vision"],
             "input": [work / "input"],
             "output": [work / "out"],
             "temp": [work / "out" / "temp"],

@@ -24,12 +24,12 @@ from .errors import BadInput, BadModelFile, MissingModel
 from .host import ROOT, Host
 from .onnx_file import signature
 
-Kind = Literal["detector", "embedder", "landmarker", "attributes"]
+Kind = Literal["detector", "embedder", "landmarker", "attributes", "text"]
 State = Literal["installed", "unverified", "damaged", "missing"]
 
 DISTRIBUTION = "comfyui-likeness"
-_STAGES = ("detect", "landmarks", "embed", "attributes")
-_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes")
+_STAGES = ("detect", "landmarks", "embed", "attributes", "vocabulary")
+_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes", "text")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ModelCard:
 
 
 class Catalogue:
-    """The cards by name. On first reading it imports the stages, whose files add theirs."""
+    """The cards by name. On first reading it imports the stages and the vocabulary, whose files add theirs."""
 
     def __init__(self) -> None:
         self._cards: dict[str, ModelCard] = {}
@@ -155,7 +155,8 @@ class Catalogue:
                     name = f"{__package__}.{stage}"
                     if importlib.util.find_spec(name) is None:
                         continue
-                    for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+                    # The vocabulary is a single file.
+                    for module in pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", ())):
                         if not module.name.startswith("_"):
                             importlib.import_module(f"{name}.{module.name}")
             except BaseException:
