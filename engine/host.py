@@ -7,11 +7,21 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..face.host import Progress, StandaloneHost
+from ..face.errors import BadInput
+from ..face.host import ROOT, Progress, StandaloneHost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..face.adapters import IdAdapter
+    from ..face.adapters._evidence import Encoder
+    from ..face.attention import Applied
+    from ..face.attention.sites import Layout
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +128,18 @@ class _NodeProgress:
             run.listener.preview(node_id, preview)
 
 
+MODEL_FOLDERS = {
+    "checkpoints": ("checkpoints", "diffusers"),
+    "clip_vision": ("clip_vision",),
+    "controlnet": ("controlnet",),
+    "diffusion_models": ("diffusion_models", "unet"),
+    "loras": ("loras",),
+    "text_encoders": ("text_encoders", "clip"),
+    "vae": ("vae",),
+}
+"""Kinds of generation models, and what their folders are called, in ComfyUI's manner."""
+
+
 class EngineHost(StandaloneHost):
     """``nodes.host.NodeHost`` for the engine. Pictures are looked up in every input folder, in order."""
 
@@ -126,7 +148,18 @@ class EngineHost(StandaloneHost):
         self._places = {"input": inputs, "output": [output], "temp": [temp]}
 
     def folders(self, kind: str) -> list[Path]:
+        if kind in MODEL_FOLDERS:
+            roots = [self.models()]
+            if ROOT.parent.name == "custom_nodes":
+                roots.append(ROOT.parent.parent / "models")
+            return list(dict.fromkeys(root / name for root in roots for name in MODEL_FOLDERS[kind]))
         return self._places.get(kind) or super().folders(kind)
+
+    def device(self) -> Any:
+        """The torch device that diffusion models run on."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def providers(self) -> list[str]:
         import onnxruntime
@@ -156,3 +189,42 @@ class EngineHost(StandaloneHost):
         from .registry import classes
 
         return edits_faces(now[0].prompt, now[1], classes())
+
+    # Diffusion models; loaded when asked for, so that a run without them needs no diffusers.
+
+    def layout(self, model: Any) -> Layout:
+        return self._diffusers().layout_of(model.unet)[0]
+
+    def apply_identity(self, model: Any, applied: Applied) -> Any:
+        return replace(model, attention=(*model.attention, applied))
+
+    def change_weights(self, model: Any, adapter: IdAdapter, strength: float) -> Any:
+        return self._diffusers().change_weights(model, adapter, strength)
+
+    def encoder(self, clip_vision: Any) -> Encoder:
+        return self._diffusers().encoder(clip_vision)
+
+    def with_control(
+        self,
+        positive: Any,
+        negative: Any,
+        control_net: Any,
+        image: Tensor,
+        strength: float,
+        start: float,
+        end: float,
+        vae: Any,
+        width: int,
+    ) -> tuple[Any, Any]:
+        found = control_net.net.config["cross_attention_dim"]
+        if found != width:
+            raise BadInput(
+                f"this ControlNet reads text {found} wide, but the identity's tokens are {width} wide: it belongs to "
+                "another base model. Load InstantID's own ControlNet."
+            )
+        node = import_module(".core.generation", __package__).ControlNetApplyAdvanced()
+        return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
+
+    @staticmethod
+    def _diffusers() -> Any:
+        return import_module(".diffusers_host", __package__)

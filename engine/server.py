@@ -399,9 +399,11 @@ class Server:
 
 def _free_models() -> None:
     from ..face.cache import ANALYSES, MODELS
+    from .diffusion.shelf import SHELF
 
     MODELS.free()
     ANALYSES.clear()
+    SHELF.free()
 
 
 async def _json(request: web.Request) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import files, images, masks, values
+from . import files, generation, images, masks, values
 
-CORE: dict[str, type] = {**files.NODES, **images.NODES, **masks.NODES, **values.NODES}
-TITLES: dict[str, str] = {**files.TITLES, **images.TITLES, **masks.TITLES, **values.TITLES}
+CORE: dict[str, type] = {**files.NODES, **images.NODES, **masks.NODES, **values.NODES, **generation.NODES}
+TITLES: dict[str, str] = {**files.TITLES, **images.TITLES, **masks.TITLES, **values.TITLES, **generation.TITLES}
