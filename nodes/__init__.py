@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from . import faces, identity, models, score, swap
+from . import adapter, faces, identity, models, score, swap
 
-_CLASSES = [*faces.NODES, *identity.NODES, *swap.NODES, *score.NODES, *models.NODES]
+_CLASSES = [*faces.NODES, *identity.NODES, *adapter.NODES, *swap.NODES, *score.NODES, *models.NODES]
 
 NODE_CLASS_MAPPINGS = {f"Likeness{node.__name__}": node for node in _CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS = {
-    f"Likeness{node.__name__}": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", node.__name__) for node in _CLASSES
+    f"Likeness{node.__name__}": re.sub(r"(?<=[a-z])(?=[A-Z])(?!Net$)", " ", node.__name__) for node in _CLASSES
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 FACES, IDENTITY, FACE_SCORE, FACE_CROPS = "FACES", "IDENTITY", "FACE_SCORE", "FACE_CROPS"
+ID_ADAPTER = "ID_ADAPTER"
 """Our own sockets. ``FACE_CROPS`` ties crops to where they were cut."""
 
 CATEGORY = "Likeness"

@@ -6,6 +6,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
+from ..face.adapters import IdAdapter
+from ..face.adapters._evidence import Encoder
+from ..face.attention import Applied
+from ..face.attention.sites import Layout
+from ..face.errors import BadInput
 from ..face.host import Host, StandaloneHost
 
 
@@ -22,6 +29,40 @@ class NodeHost(Host, Protocol):
 
     def edited(self) -> bool:
         """Whether what the running node shows may be somebody wearing another's face."""
+        ...
+
+    # What follows is about the host's own diffusion models, which only it understands.
+
+    def layout(self, model: Any) -> Layout:
+        """The cross-attention layers of a MODEL. BadInput for one that has none."""
+        ...
+
+    def apply_identity(self, model: Any, applied: Applied) -> Any:
+        """Another MODEL, on which the adapter acts; the one that came in stays as it was."""
+        ...
+
+    def change_weights(self, model: Any, adapter: IdAdapter, strength: float) -> Any:
+        """Another MODEL, with the adapter's own changes of the weights."""
+        ...
+
+    def encoder(self, clip_vision: Any) -> Encoder:
+        """A CLIP_VISION as an image encoder."""
+        ...
+
+    def with_control(
+        self,
+        positive: Any,
+        negative: Any,
+        control_net: Any,
+        image: Tensor,
+        strength: float,
+        start: float,
+        end: float,
+        vae: Any,
+        width: int,
+    ) -> tuple[Any, Any]:
+        """Both conditionings with a ControlNet on them; BadInput for one that does not read tokens of that
+        ``width``."""
         ...
 
 
@@ -41,6 +82,38 @@ class StandaloneNodeHost(StandaloneHost):
 
     def edited(self) -> bool:
         return False
+
+    def layout(self, model: Any) -> Layout:
+        raise _nothing_to_sample_with()
+
+    def apply_identity(self, model: Any, applied: Applied) -> Any:
+        raise _nothing_to_sample_with()
+
+    def change_weights(self, model: Any, adapter: IdAdapter, strength: float) -> Any:
+        raise _nothing_to_sample_with()
+
+    def encoder(self, clip_vision: Any) -> Encoder:
+        raise _nothing_to_sample_with()
+
+    def with_control(
+        self,
+        positive: Any,
+        negative: Any,
+        control_net: Any,
+        image: Tensor,
+        strength: float,
+        start: float,
+        end: float,
+        vae: Any,
+        width: int,
+    ) -> tuple[Any, Any]:
+        raise _nothing_to_sample_with()
+
+
+def _nothing_to_sample_with() -> BadInput:
+    return BadInput(
+        "outside of ComfyUI and the engine there is no MODEL to work on; for a diffusers pipeline use likeness.apply"
+    )
 
 
 _chosen: NodeHost | None = None

@@ -122,8 +122,12 @@ def says(played, words, kind=errors.LikenessError):
 
 
 def taking(socket):
-    """(node, input) for every input of every node that takes this kind of value."""
-    found = [(node, name) for node in NODES for name, (kind, _) in declared(node).items() if kind == socket]
+    """(node, input) for every input of every node that takes this kind of value and works without a diffusion model."""
+    needed = {node: [kind for kind, _ in NODES[node].INPUT_TYPES()["required"].values()] for node in NODES}
+    nodes = [
+        node for node in NODES if not any(kind in needed[node] for kind in ("MODEL", "CONDITIONING", "ID_ADAPTER"))
+    ]
+    found = [(node, name) for node in nodes for name, (kind, _) in declared(node).items() if kind == socket]
     hosts.use(None)
     return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...face.adapters import IdAdapter
+from ...face.adapters._evidence import Encoder
+from ...face.attention import Applied
+from ...face.attention.sites import Layout
 from ...face.cache import MODELS
-from ...face.host import Progress
+from ...face.host import ADAPTER_FOLDERS, Progress
 from ..saving import edits_faces
+from . import patching
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +137,12 @@ class ComfyHost:
             # People name either the folder of the packs or the one above it.
             found = [p / "models" if (p / "models").is_dir() else p for p in _named("insightface")]
             found.append(models / "insightface" / "models")
+        elif kind == "adapters":
+            found = [models / "likeness" / "adapters"]
+            for name in ADAPTER_FOLDERS:
+                found += [*_named(name), models / name]
+        elif kind == "clip_vision":
+            found = _named(kind)
         else:
             directories = {
                 "input": folder_paths.get_input_directory,
@@ -195,3 +207,31 @@ class ComfyHost:
             for prompt in (entry[2] for entry in running.values())
             for asked in (prompt if node is None else (node,))
         )
+
+    def layout(self, model: Any) -> Layout:
+        return patching.layout_of(model)[0]
+
+    def apply_identity(self, model: Any, applied: Applied) -> Any:
+        return patching.apply(model, applied)
+
+    def change_weights(self, model: Any, adapter: IdAdapter, strength: float) -> Any:
+        return patching.change_weights(model, adapter, strength)
+
+    def encoder(self, clip_vision: Any) -> Encoder:
+        return patching.encoder(clip_vision)
+
+    def with_control(
+        self,
+        positive: Any,
+        negative: Any,
+        control_net: Any,
+        image: torch.Tensor,
+        strength: float,
+        start: float,
+        end: float,
+        vae: Any,
+        width: int,
+    ) -> tuple[Any, Any]:
+        patching.check_control(control_net, width)
+        node = import_module("nodes").ControlNetApplyAdvanced()
+        return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
