@@ -34,7 +34,6 @@ from ..face.attention.sites import Layout, Site
 from ..face.errors import BadInput
 from ..face.host import STANDALONE, Host
 from ..face.types import Identity
-from .diffusion import lora
 from .diffusion.model import LowRank, Model, WeightPatch
 from .diffusion.vision import CLIPVision
 
@@ -189,14 +188,9 @@ def attention_run(
 
 def change_weights(model: Model, adapter: IdAdapter, strength: float) -> Model:
     """Another model, with the adapter's changes of its weights. Raises BadInput where they do not fit."""
-    _, names = layout_of(model.unet)
-    if adapter.low_rank:
-        deltas = {path: LowRank(change.up, change.down) for path, change in _changes(adapter, names)}
-        model = model.with_lora(WeightPatch(deltas, strength, adapter.title))
-    if adapter.lora:
-        changed, _ = lora.parse(dict(adapter.lora), adapter.title).apply(model, None, strength, 0.0)
-        return changed or model
-    return model
+    found = {**dict(_changes(adapter, layout_of(model.unet)[1])), **adapter.lora}
+    deltas = {path: LowRank(change.up, change.down) for path, change in found.items()}
+    return model.with_lora(WeightPatch(deltas, strength, adapter.title))
 
 
 def encoder(clip_vision: CLIPVision) -> Encoder:

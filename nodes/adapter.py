@@ -152,7 +152,7 @@ def described(adapter: IdAdapter) -> str:
     if adapter.feature is not None:
         lines.append(f"pictures: {adapter.feature.encoder}, {adapter.feature.size} pixels, {adapter.feature.crop}")
     if adapter.low_rank or adapter.lora:
-        lines.append(f"changes {len(adapter.low_rank) or len(adapter.lora) // 2} weights of the model")
+        lines.append(f"changes {len(adapter.low_rank) + len(adapter.lora)} weights of the model")
     if adapter.text is not None:
         lines.append("writes into the prompt: use Identity Prompt")
     lines.append(f"recommended strength {adapter.strength:g}")

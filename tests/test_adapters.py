@@ -17,6 +17,7 @@ from likeness.face.errors import BadInput, BadModelFile, ContractMismatch, Missi
 from likeness.face.host import StandaloneHost
 from likeness.face.types import Contract, Face, Identity, Person, Reference
 from likeness.tests import tiny_adapters as tiny
+from likeness.tests import tiny_diffusion
 
 AMBIGUOUS = {
     "faceid-plus": "faceid-plus or faceid-plus-v2",
@@ -304,3 +305,26 @@ def test_kolors_tokens_go_through_the_models_own_entrance(file):
         torch.testing.assert_close(applied.tokens.positive, wide(given.positive))
     assert apply("kolors", given, replace(layout(), entrance=wide)).tokens is applied.tokens
     assert made["image_proj"]["norm.weight"].shape == (64,)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "processor", "peft"])
+def test_photomakers_changes_are_found_in_every_spelling(tmp_path, form):
+    unet = tiny_diffusion.unet(tiny_diffusion.SDXL)
+    nested = tiny.make("photomaker")
+    nested["lora_weights"] = tiny_diffusion.lora(unet, "sdxl", form)
+    adapter = load(tiny.write(tmp_path / "p.bin", nested, half=False))
+    wanted = tiny_diffusion.lora(unet, "sdxl", "diffusers")
+    assert {f"unet.{path}" for path in adapter.lora} == {name.rsplit(".lora.", 1)[0] for name in wanted}
+    for path, change in adapter.lora.items():
+        assert torch.equal(change.up, wanted[f"unet.{path}.lora.up.weight"])
+        assert torch.equal(change.down, wanted[f"unet.{path}.lora.down.weight"])
+
+
+def test_photomakers_changes_are_refused_where_they_are_cut_off_or_unknown(tmp_path):
+    nested = tiny.make("photomaker")
+    nested["lora_weights"] = {"unet.mid_block.attentions.0.proj_in.lora.up.weight": torch.ones(4, 2)}
+    with pytest.raises(BadModelFile, match="lacks one half of 1 changes"):
+        load(tiny.write(tmp_path / "half.bin", nested))
+    nested["lora_weights"] = {"unet.mid_block.attentions.0.proj_in.hada_w1_a": torch.ones(4, 2)}
+    with pytest.raises(BadModelFile, match="unknown form"):
+        load(tiny.write(tmp_path / "other.bin", nested))

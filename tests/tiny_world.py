@@ -53,6 +53,17 @@ def adapter(name, config, seen=SEEN):
     return tiny_adapters.make(name, widths=widths, context=context, vector=VECTOR, seen=seen)
 
 
+def adapters(models, configs, words=None):
+    """Every adapter file, for U-Nets of these configurations; ``words``: the width of PhotoMaker's text, if another."""
+    for path, (name, family) in ADAPTERS.items():
+        file = adapter(name, configs[family])
+        if "lora_weights" in file:
+            file |= adapter(name, {**configs[family], "cross_attention_dim": words}) if words else {}
+            file["lora_weights"] = tiny_diffusion.lora(tiny_diffusion.unet(configs[family]), family, "diffusers")
+        (models / path).parent.mkdir(parents=True, exist_ok=True)
+        tiny_adapters.write(models / path, file)
+
+
 def fill(models):
     """Write everything under ``models``, whose folder ``likeness`` has the default models."""
     packs(models)
@@ -66,13 +77,7 @@ def fill(models):
     vision = tiny_diffusion.image_encoder(SEEN, 3, SIDE // 4, SIDE)
     save(models / "clip_vision" / "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", vision)
     save(models / "clip_vision" / "EVA02_CLIP_L_336_psz14_s6B.safetensors", tiny_adapters.make("eva", vit=64))
-    configs = {"sd15": tiny_diffusion.SD15, "sdxl": tiny_diffusion.SDXL}
-    for path, (name, family) in ADAPTERS.items():
-        file = adapter(name, configs[family])
-        if "lora_weights" in file:
-            file["lora_weights"] = tiny_diffusion.lora(tiny_diffusion.unet(configs[family]), family, "diffusers")
-        (models / path).parent.mkdir(parents=True, exist_ok=True)
-        tiny_adapters.write(models / path, file)
+    adapters(models, {"sd15": tiny_diffusion.SD15, "sdxl": tiny_diffusion.SDXL})
     # Arc2Face is a model of its own, whose text is as wide as its vectors at least.
     config = tiny_diffusion.unet_config("sd15", (32, 64, 64, 64), text=VECTOR)
     save(models / "diffusion_models" / "arc2face" / "diffusion_pytorch_model.safetensors", tiny_diffusion.unet(config))

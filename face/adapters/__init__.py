@@ -161,8 +161,8 @@ class IdAdapter:
     values: tuple[Tensor, ...] = ()
     low_rank: Mapping[tuple[int, str], LowRank] = field(default_factory=dict)
     """Changes of the base model by (attention layer in the files' order, ``q``, ``k``, ``v`` or ``out``)."""
-    lora: Mapping[str, Tensor] = field(default_factory=dict)
-    """Changes of the base model as an ordinary LoRA file holds them."""
+    lora: Mapping[str, LowRank] = field(default_factory=dict)
+    """Changes of the base model by diffusers' path of the layer, e.g. ``mid_block.attentions.0.proj_in``."""
     recogniser: Recogniser | None = None
     feature: Feature | None = None
     strength: float = 1.0
@@ -193,8 +193,8 @@ class IdAdapter:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that act on the base model."""
-        tensors = [*self.keys, *self.values, *self.lora.values()]
-        tensors += [t for change in self.low_rank.values() for t in (change.up, change.down)]
+        changes = [*self.low_rank.values(), *self.lora.values()]
+        tensors = [*self.keys, *self.values, *(t for change in changes for t in (change.up, change.down))]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def check(self, identity: Identity, any_recogniser: bool = False) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import BadInput, BadModelFile
 from ..prompt import TextEncoder, Written, encode, last_token_of, repeated, without_trigger
-from . import Choices, Evidence, IdAdapter, Recogniser, formats
+from . import Choices, Evidence, IdAdapter, LowRank, Recogniser, formats
 from ._checkpoint import Checkpoint
 from ._clip import vision
 from ._net import Net
@@ -114,6 +114,31 @@ def _no_tokens(evidence: Evidence, choices: Choices) -> tuple[Tensor, Tensor | N
     raise BadInput("PhotoMaker acts through the prompt: use Identity Prompt")
 
 
+_LORA = re.compile(
+    r"(?:unet\.)?(?:base_model\.model\.)?(?P<path>.+?)"
+    r"(?:\.lora_(?P<kohya>up|down)|\.lora_(?P<peft>A|B)(?:\.default)?|[._]lora\.(?P<old>up|down))\.weight"
+)
+"""diffusers wrote the halves of a change in several spellings over the years."""
+_DOWN = ("down", "A")
+
+
+def _lora(file: Checkpoint) -> dict[str, LowRank]:
+    """The file's changes of the U-Net by diffusers' path of the layer."""
+    halves: dict[str, dict[bool, Tensor]] = {}
+    for name, tensor in file.group("lora_weights").items():
+        match = _LORA.fullmatch(name)
+        if match is None:
+            raise BadModelFile(f"{file.path.name} holds a change of the model in an unknown form: lora_weights.{name}")
+        path = match["path"].replace(".processor.", ".")
+        path += ".0" if path.endswith("to_out") else ""
+        is_down = (match["kohya"] or match["peft"] or match["old"]) in _DOWN
+        halves.setdefault(path, {})[is_down] = tensor
+    cut = [path for path, found in halves.items() if len(found) < 2]
+    if cut:
+        raise BadModelFile(f"{file.path.name} lacks one half of {len(cut)} changes, such as {cut[0]}; it is cut off")
+    return {path: LowRank(found[False], found[True]) for path, found in halves.items()}
+
+
 @dataclass(frozen=True)
 class _PhotoMaker:
     name: str
@@ -139,7 +164,7 @@ class _PhotoMaker:
             dimension = tensors["qformer_perceiver.token_proj.0.weight"].shape[1]
             recogniser = Recogniser("w600k_r50", "buffalo_l", False, dimension)
         width = tensors["fuse_module.layer_norm.weight"].shape[0]
-        lora = {re.sub(r"^lora_weights\.", "", name): t for name, t in file.group("lora_weights").items()}
+        lora = _lora(file)
         return IdAdapter(
             format=self.name,
             title=self.title,

@@ -218,23 +218,22 @@ def change_weights(model: Any, adapter: IdAdapter, strength: float) -> Any:
         name = f"{layer}.{which}"
         places[name] = spatial
         tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = change.up, change.down
-    if adapter.lora:
-        places |= comfy.lora.model_lora_keys_unet(clone.model, {})
-        tensors |= _plain_names(adapter.lora)
+    known: dict[str, Any] = comfy.lora.model_lora_keys_unet(clone.model, {}) if adapter.lora else {}
+    for path, change in adapter.lora.items():
+        name = f"lora_unet_{path.replace('.', '_')}"
+        if name in known:
+            places[name] = known[name]
+            tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"] = change.up, change.down
     patches = comfy.lora.load_lora(tensors, places, log_missing=False)
-    missing = [key for key in patches if (key if isinstance(key, str) else key[0]) not in keys]
-    if missing or len(patches) < len(adapter.low_rank):
+    fitting = [key for key in patches if (key if isinstance(key, str) else key[0]) in keys]
+    changes = len(adapter.low_rank) + len(adapter.lora)
+    if len(fitting) < changes:
         raise BadInput(
-            f"{adapter.title} changes {len(adapter.low_rank)} weights, but the model has only "
-            f"{len(patches) - len(missing)} of them. It is made for {adapter.base}."
+            f"{adapter.title} changes {changes} weights, but the model has only {len(fitting)} of them. It is made "
+            f"for {adapter.base}."
         )
     clone.add_patches(patches, strength)
     return clone
-
-
-def _plain_names(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA in the names that ComfyUI's reader knows."""
-    return {name if name.startswith("unet.") else f"unet.{name}": tensor for name, tensor in lora.items()}
 
 
 def encoder(clip_vision: Any) -> Encoder:
