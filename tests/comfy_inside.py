@@ -588,6 +588,61 @@ def it_compiles():
         compiled.unpatch_model()
 
 
+@check
+def a_window_of_a_long_animation_shows_its_own_people():
+    """Packs for animation send a part of the frames at a time, and say in ``ad_params`` which."""
+    model = patching.apply(patcher("sd15"), person(rows=2))
+    x = fixture("unet_sd15_faceid").inputs
+    frames = {name: tensor[:1].repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in x.items()}
+    whole = predicted(model, frames)
+    part = {name: tensor[:3] for name, tensor in frames.items()}
+    shown = predicted(model, part, more={"ad_params": {"sub_idxs": [3, 0, 1]}})
+    near(shown, whole[[3, 0, 1]], 1e-5)
+    assert not torch.allclose(whole[0], whole[1], atol=1e-4), "all frames show one person"
+
+
+def lora(strength):
+    """A clone with a LoRA on every query of the cross-attention."""
+    model, g = patcher("sd15").clone(), torch.Generator().manual_seed(8)
+    patches = {}
+    for name, weight in model.model.state_dict().items():
+        if name.endswith("attn2.to_q.weight"):
+            up, down = (torch.randn(*s, generator=g) / 4 for s in ((len(weight), 2), (2, weight.shape[1])))
+            patches[name] = ("diff", (up @ down,))
+    model.add_patches(patches, strength)
+    return model
+
+
+@check
+def a_lora_works_beside_it_in_either_order():
+    positive, negative = conditioning(1), conditioning(2)
+    before = sampled(patching.apply(lora(0.8), person()), positive, negative)
+    later = patching.apply(patcher("sd15"), person())
+    later.patches = lora(0.8).patches
+    same(before, sampled(later, positive, negative))
+    for alone in (lora(0.8), patching.apply(patcher("sd15"), person())):
+        assert not torch.allclose(before, sampled(alone, positive, negative), atol=1e-3)
+
+
+@check
+def weights_that_are_moved_in_as_they_are_needed_change_nothing():
+    """Where memory is short ComfyUI casts each layer's weights at its call; a LoRA is then added at the call, too."""
+    gold = fixture("unet_sd15_faceid")
+    whole = predicted(patching.apply(lora(0.8), person()), gold.inputs)
+    model = patching.apply(lora(0.8), person())
+    load_models = memory.load_models_gpu
+    memory.load_models_gpu = lambda models, *_, **__: [m.load(m.load_device, lowvram_model_memory=64) for m in models]
+    try:
+        model.unpatch_model(model.offload_device)
+        found = predicted(model, gold.inputs)
+        moved = sum(getattr(m, "comfy_cast_weights", False) for m in model.model.modules())
+    finally:
+        memory.load_models_gpu = load_models
+        model.unpatch_model(model.offload_device)
+    assert moved > 100, f"only {moved} layers were moved in at their call"
+    near(found, whole, 1e-5)
+
+
 # Beside the most used adapter pack
 
 
