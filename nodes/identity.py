@@ -85,6 +85,18 @@ class EmbedIdentity:
             "optional": {"faces": socket(FACES, "Which faces; all of them are taken to be the same person.")},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, embedder: str | None) -> bool | str:
+        # A linked name is not known before the run. The list alone would not say where packs come from.
+        known = embed.choices(host())
+        if embedder is None or embedder in known or embedder in embed.embedders:
+            return True
+        folders = ", ".join(str(folder) for folder in host().folders("insightface"))
+        return (
+            f"there is no recognition network {embedder!r} here, but {', '.join(known)}. An InsightFace pack is a "
+            f"folder of .onnx files in {folders}; copy it there under this name and reload the page."
+        )
+
     def run(self, image: Tensor, embedder: str, combine: str, name: str, faces: Faces | None = None) -> dict[str, Any]:
         image, here = as_image(image), host()
         if faces is None:

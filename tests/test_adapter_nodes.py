@@ -226,6 +226,16 @@ def test_a_file_that_is_not_there_names_the_folders(world):
     assert "none.bin" in details and str(world / "models" / "likeness" / "adapters") in details
 
 
+def test_a_pack_that_is_not_there_names_the_folders(world):
+    embed = {"image": ["1", 0], "embedder": "buffalo_xl", "combine": "mean", "name": "somebody"}
+    prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "obama.jpg"}}}
+    prompt["2"] = {"class_type": "LikenessEmbedIdentity", "inputs": embed}
+    prompt["3"] = {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}}
+    verdict = validate(prompt, classes())
+    details = verdict.node_errors["2"]["errors"][0]["details"]
+    assert "'buffalo_xl'" in details and str(world / "models" / "insightface" / "models") in details
+
+
 def test_a_truncated_file_is_a_sentence(kit, world):
     folder = world / "models" / "likeness" / "adapters"
     whole = tiny_adapters.write(folder / "cut.safetensors", tiny_adapters.make("faceid"))
