@@ -94,7 +94,7 @@ class EmbedIdentity:
         folders = ", ".join(str(folder) for folder in host().folders("insightface"))
         return (
             f"there is no recognition network {embedder!r} here, but {', '.join(known)}. An InsightFace pack is a "
-            f"folder of .onnx files in {folders}; copy it there under this name and reload the page."
+            f"folder of .onnx files in {folders}; copy it there under this name."
         )
 
     def run(self, image: Tensor, embedder: str, combine: str, name: str, faces: Faces | None = None) -> dict[str, Any]:

@@ -231,7 +231,8 @@ def test_an_unlisted_file_is_refused_before_the_run(place):
     prompt = portrait(place)
     prompt["1"]["inputs"]["ckpt_name"] = "gone.safetensors"
     (error,) = validate(prompt, KNOWN).node_errors["1"]["errors"]
-    assert error["type"] == "value_not_in_list"
+    assert error["type"] == "custom_validation_failed"
+    assert "gone.safetensors, which is in none of" in error["details"] and "tiny_sd15.safetensors" in error["details"]
 
 
 def test_a_checkpoint_without_parts_is_told_where_they_are_needed(place):

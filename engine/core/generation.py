@@ -69,6 +69,15 @@ def find(kind: str, name: str, what: str) -> Path:
     raise MissingModel(what, name, folders, f"{remedy} Copy it there; nothing is downloaded.")
 
 
+def _found(kind: str, name: str | None, what: str) -> bool | str:
+    """For VALIDATE_INPUTS: whether the file is there, else what is missing and where it belongs."""
+    try:
+        # A linked name is not known before the run.
+        return name is None or find(kind, name, what).exists()
+    except (BadInput, MissingModel) as error:
+        return str(error)
+
+
 def _needed(value: Any, what: str, node: str) -> Any:
     if value is None:
         raise BadInput(f"the checkpoint brings no {what}: wire one into its place with the node {node}")
@@ -93,6 +102,10 @@ class CheckpointLoaderSimple:
         tip = {"tooltip": "The name of the checkpoint (model) to load."}
         return {"required": {"ckpt_name": (names("checkpoints"), tip)}}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, ckpt_name: str | None) -> bool | str:
+        return _found("checkpoints", ckpt_name, "Load Checkpoint")
+
     def load_checkpoint(self, ckpt_name: str) -> tuple[Model, CLIP | None, VAE | None]:
         path = find("checkpoints", ckpt_name, "Load Checkpoint")
         return load.checkpoint(path, _host().device(), vocabulary_places(_host()))
@@ -109,6 +122,10 @@ class UNETLoader:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"unet_name": (names("diffusion_models"),), "weight_dtype": (load.WEIGHT_TYPES,)}}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, unet_name: str | None) -> bool | str:
+        return _found("diffusion_models", unet_name, "Load Diffusion Model")
+
     def load_unet(self, unet_name: str, weight_dtype: str) -> tuple[Model]:
         path = find("diffusion_models", unet_name, "Load Diffusion Model")
         return (load.diffusion_model(path, _host().device(), weight_dtype),)
@@ -124,6 +141,10 @@ class VAELoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"vae_name": (names("vae"),)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, vae_name: str | None) -> bool | str:
+        return _found("vae", vae_name, "Load VAE")
 
     def load_vae(self, vae_name: str) -> tuple[VAE]:
         return (load.vae(find("vae", vae_name, "Load VAE"), _host().device()),)
@@ -144,6 +165,10 @@ class CLIPLoader:
             "optional": {"device": (["default", "cpu"], {"advanced": True})},
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, clip_name: str | None) -> bool | str:
+        return _found("text_encoders", clip_name, "Load CLIP")
+
     def load_clip(self, clip_name: str, type: str = "stable_diffusion", device: str = "default") -> tuple[CLIP]:
         return (_text_encoders([clip_name], device),)
 
@@ -163,6 +188,11 @@ class DualCLIPLoader:
             "required": {"clip_name1": (listed,), "clip_name2": (listed,), "type": (["sdxl"],)},
             "optional": {"device": (["default", "cpu"], {"advanced": True})},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, clip_name1: str | None, clip_name2: str | None) -> bool | str:
+        said = [_found("text_encoders", name, "Load CLIP") for name in (clip_name1, clip_name2)]
+        return next((one for one in said if one is not True), True)
 
     def load_clip(self, clip_name1: str, clip_name2: str, type: str, device: str = "default") -> tuple[CLIP]:
         return (_text_encoders([clip_name1, clip_name2], device),)
@@ -486,6 +516,10 @@ class LoraLoader:
             }
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None) -> bool | str:
+        return _found("loras", lora_name, "Load LoRA")
+
     def load_lora(
         self, model: Model, clip: CLIP | None, lora_name: str, strength_model: float, strength_clip: float
     ) -> tuple[Model | None, CLIP | None]:
@@ -520,6 +554,10 @@ class ControlNetLoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"control_net_name": (names("controlnet"),)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, control_net_name: str | None) -> bool | str:
+        return _found("controlnet", control_net_name, "Load ControlNet Model")
 
     def load_controlnet(self, control_net_name: str) -> tuple[ControlNet]:
         return (load.controlnet(find("controlnet", control_net_name, "Load ControlNet Model"), _host().device()),)
@@ -620,6 +658,10 @@ class CLIPVisionLoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"clip_name": (names("clip_vision"),)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, clip_name: str | None) -> bool | str:
+        return _found("clip_vision", clip_name, "Load CLIP Vision")
 
     def load_clip(self, clip_name: str) -> tuple[CLIPVision]:
         return (load.clip_vision(find("clip_vision", clip_name, "Load CLIP Vision"), _host().device()),)
