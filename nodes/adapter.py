@@ -259,7 +259,7 @@ class ApplyIdentityAdapter:
         if id_adapter.keys:
             tokens = _everybody(id_adapter, identity, identity.people, clip_vision, options, people == EACH)
             kind, zeros = options.mode_of(id_adapter)
-            mark = uuid4().hex if positive is not None or negative is not None else None
+            mark, positive, negative = _marked(positive, negative)
             applied = put_together(
                 what,
                 tokens,
@@ -276,12 +276,19 @@ class ApplyIdentityAdapter:
                 mark=mark,
             )
             changed = here.apply_identity(changed, applied)
-            if mark is not None:
-                positive = None if positive is None else marked(positive, mark, POSITIVE)
-                negative = None if negative is None else marked(negative, mark, NEGATIVE)
         if lora_strength and (id_adapter.low_rank or id_adapter.lora):
             changed = here.change_weights(changed, id_adapter, lora_strength)
         return _answer(changed, positive, negative, f"{what} at {strength:g}, steps {start:g} to {end:g}")
+
+
+def _marked(positive: Any, negative: Any) -> tuple[str | None, Any, Any]:
+    """A new mark, and the conditionings that came in with it; no mark where none came, for then places tell."""
+    if positive is None and negative is None:
+        return None, None, None
+    mark = uuid4().hex
+    positive = None if positive is None else marked(positive, mark, POSITIVE)
+    negative = None if negative is None else marked(negative, mark, NEGATIVE)
+    return mark, positive, negative
 
 
 def _answer(model: Any, positive: Any, negative: Any, details: str) -> dict[str, Any]:
@@ -451,7 +458,7 @@ class RegionalIdentities:
             return _answer(model, positive, negative, "strength 0, nothing is changed")
         shares = masks / masks.sum(0, keepdim=True).clamp_min(1.0) if overlap == "share" else masks
         kind, zeros = options.mode_of(id_adapter)
-        mark = uuid4().hex if positive is not None or negative is not None else None
+        mark, positive, negative = _marked(positive, negative)
         layout, changed = here.layout(model), model
         for person, mask in zip(identity.people, shares, strict=True):
             tokens = _everybody(id_adapter, identity, (person,), clip_vision, options, each=False)
@@ -468,9 +475,6 @@ class RegionalIdentities:
                 mark=mark,
             )
             changed = here.apply_identity(changed, applied)
-        if mark is not None:
-            positive = None if positive is None else marked(positive, mark, POSITIVE)
-            negative = None if negative is None else marked(negative, mark, NEGATIVE)
         if lora_strength and id_adapter.low_rank:
             changed = here.change_weights(changed, id_adapter, lora_strength)
         return _answer(changed, positive, negative, f"{_what(id_adapter, identity.people)}, each in its mask")
