@@ -83,7 +83,7 @@ def main():
     }
     latent, text = torch.randn(2, 4, SIDE, SIDE), torch.randn(2, 77, TEXT)
     more = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
-    chunks = [SimpleNamespace(entry={}, index=1, size=1), SimpleNamespace(entry={}, index=0, size=1)]
+    chunks = [SimpleNamespace(entry={}, index=index, size=1, area=None) for index in (1, 0)]
     model = SimpleNamespace(dtype=torch.float32)
 
     def measured(case):

@@ -28,7 +28,19 @@ from ..face import adapters
 from ..face.adapters import IdAdapter
 from ..face.adapters._evidence import Encoder
 from ..face.applying import Options, tokens_for
-from ..face.attention import MARKS, Applied, Call, Roles, Tokens, check_mask, prepare, roles_of
+from ..face.attention import (
+    MARKS,
+    NEGATIVE,
+    POSITIVE,
+    Applied,
+    Call,
+    Roles,
+    Tokens,
+    check_mask,
+    prepare,
+    roles_of,
+    usual,
+)
 from ..face.attention import apply as put_together
 from ..face.attention.sites import Layout, Site
 from ..face.errors import BadInput
@@ -140,20 +152,28 @@ def acting(applied: Sequence[Applied], timestep: float) -> tuple[Applied, ...]:
 class Run:
     """What the engine's sampler tells before every model call."""
 
-    def __init__(self, listening: Listening, applied: tuple[Applied, ...], known: frozenset[str], dtype: torch.dtype):
-        self._listening, self._applied, self._known, self._dtype = listening, applied, known, dtype
+    def __init__(
+        self, listening: Listening, applied: tuple[Applied, ...], guides: Sequence[Sequence[Any]], dtype: torch.dtype
+    ) -> None:
+        self._listening, self._applied, self._dtype = listening, applied, dtype
+        self._usual = [
+            usual(applied, [entry.get(MARKS, {}) for entry in entries], NEGATIVE if index else POSITIVE)
+            for index, entries in enumerate(guides)
+        ]
+        self._known = frozenset(one.mark for one in applied if one.mark is not None)
 
     def begin(self, chunks: Sequence[Any], sigma: float, timestep: float, latent_shape: Sequence[int]) -> None:
-        """``chunks``: the batch's conditionings in order, each with ``entry``, ``index`` and ``size``."""
+        """``chunks``: the batch's conditionings in order, each with ``entry``, ``index``, ``size``, and ``area``."""
         now = acting(self._applied, timestep)
         if not now:
             self._listening.call = None
             return
-        marks = [chunk.entry.get(MARKS, {}) for chunk in chunks]
+        marks = [{**self._usual[chunk.index], **chunk.entry.get(MARKS, {})} for chunk in chunks]
         roles = roles_of(now, marks, [chunk.index for chunk in chunks], self._known)
         latent = int(latent_shape[-2]), int(latent_shape[-1])
         device = next(self._listening.unet.parameters()).device
-        self._listening.call = prepare(now, roles, tuple(range(chunks[0].size)), latent, device, self._dtype)
+        areas = tuple(chunk.area for chunk in chunks)
+        self._listening.call = prepare(now, roles, tuple(range(chunks[0].size)), latent, device, self._dtype, areas)
 
 
 @contextmanager
@@ -171,12 +191,11 @@ def attention_run(
     applied = tuple(attention)
     for one in applied:
         check_mask(one, int(shape[-2]), int(shape[-1]))
-    known = frozenset(mark for entries in conditionings for entry in entries for mark in entry.get(MARKS, {}))
     listening = Listening(unet)
     if applied:
         listening.listen()
     try:
-        yield Run(listening, applied, known, model.dtype)
+        yield Run(listening, applied, conditionings, model.dtype)
     finally:
         listening.stop()
         for one in applied:

@@ -22,12 +22,14 @@ sys.path.insert(0, str(COMFY))
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
+import comfy.context_windows  # noqa: E402
 import comfy.controlnet  # noqa: E402
 import comfy.ldm.modules.attention as attention  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_management as memory  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 from comfy.cldm.cldm import ControlNet  # noqa: E402
@@ -432,6 +434,76 @@ def marks_say_which_conditioning_shows_the_person():
 
 
 @check
+def a_side_that_passed_by_has_its_usual_meaning():
+    model = patching.apply(patcher("sd15"), person(mark="m"))
+    positive, negative = conditioning(1), conditioning(2)
+    told = sampled(model, marked(positive, "m", POSITIVE), marked(negative, "m", NEGATIVE))
+    same(sampled(model, marked(positive, "m", POSITIVE), negative), told)
+    same(sampled(model, positive, marked(negative, "m", NEGATIVE)), told)
+
+
+@check
+def guidance_that_calls_one_side_alone_gets_that_side():
+    positive, negative = conditioning(1), conditioning(2)
+
+    def guided(model, positive, negative):
+        def guide(args):
+            # As self-attention guidance does: the unconditional side once more, and alone.
+            uncond, x, sigma = args["uncond"], args["input"], args["sigma"]
+            (again,) = comfy.samplers.calc_cond_batch(args["model"], [uncond], x, sigma, args["model_options"])
+            seen.append((again, args["uncond_denoised"]))
+            return args["denoised"]
+
+        seen = []
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(guide)
+        sampled(model, positive, negative, steps=1)
+        return seen[0]
+
+    near(*guided(patching.apply(patcher("sd15"), person()), positive, negative), 1e-5)
+    told = marked(positive, "m", POSITIVE), marked(negative, "m", NEGATIVE)
+    near(*guided(patching.apply(patcher("sd15"), person(mark="m")), *told), 1e-5)
+
+
+def roles_and_masks(model, positive, negative, **more):
+    """For each model call of one step: the sides in it, their roles, and the widest layers' mask."""
+    seen, original = [], patching.prepare
+
+    def noted(applied, roles, pictures, latent, device, dtype, areas=()):
+        call = original(applied, roles, pictures, latent, device, dtype, areas)
+        seen.append((latent, roles, areas, call.sites[0].mask))
+        return call
+
+    patching.prepare = noted
+    try:
+        sampled(model, positive, negative, steps=1, **more)
+    finally:
+        patching.prepare = original
+    return seen
+
+
+@check
+def an_area_of_the_prompt_sees_its_part_of_the_mask():
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    model = patching.apply(patcher("sd15"), person(mask=mask, mark="m"))
+    left, right = conditioning(1), conditioning(3)
+    left[0][1]["area"], right[0][1]["area"] = (16, 8, 0, 0), ("percentage", 1.0, 0.5, 0.0, 0.5)
+    positive = marked([*left, *right], "m", POSITIVE)
+    seen = roles_and_masks(model, positive, marked(conditioning(2), "m", NEGATIVE))
+    shown = {}
+    for latent, roles, areas, found in seen:
+        rows = found.expand(-1, len(roles[0]), -1)[0]
+        for role, area, row in zip(roles[0], areas, rows, strict=True):
+            shown[role, area and area[1]] = latent, row
+    # Left and right of the prompt, ComfyUI's copies of the negative for them, and the negative itself.
+    assert set(shown) == {(POSITIVE, 0.0), (POSITIVE, 0.5), (NEGATIVE, 0.0), (NEGATIVE, 0.5), (NEGATIVE, None)}, shown
+    for (_, start), (latent, row) in shown.items():
+        assert latent == ((16, 16) if start is None else (16, 8))
+        assert float(row.mean()) == {None: 0.5, 0.0: 1.0, 0.5: 0.0}[start]
+
+
+@check
 def each_conditioning_can_show_another_person():
     first, second = person(mark="a"), person(strength=0.5, mark="b")
     model = patching.apply(patching.apply(patcher("sd15"), first), second)
@@ -590,7 +662,7 @@ def it_compiles():
 
 @check
 def a_window_of_a_long_animation_shows_its_own_people():
-    """Packs for animation send a part of the frames at a time, and say in ``ad_params`` which."""
+    """Packs for animation send a part of the frames at a time, and say in ``ad_params`` which; ComfyUI has its own."""
     model = patching.apply(patcher("sd15"), person(rows=2))
     x = fixture("unet_sd15_faceid").inputs
     frames = {name: tensor[:1].repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in x.items()}
@@ -599,6 +671,8 @@ def a_window_of_a_long_animation_shows_its_own_people():
     shown = predicted(model, part, more={"ad_params": {"sub_idxs": [3, 0, 1]}})
     near(shown, whole[[3, 0, 1]], 1e-5)
     assert not torch.allclose(whole[0], whole[1], atol=1e-4), "all frames show one person"
+    window = comfy.context_windows.IndexListContextWindow([3, 0, 1])
+    same(predicted(model, part, more={"context_window": window}), shown)
 
 
 def lora(strength):

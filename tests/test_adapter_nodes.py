@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from likeness.engine import diffusers_host
 from likeness.engine.core import CORE
 from likeness.engine.graph import validate
 from likeness.engine.registry import classes
@@ -127,6 +128,37 @@ def test_marks_tell_the_sides_apart_in_any_order(kit):
     assert torch.equal(marked, sampled(kit, applied(kit)[0], text, empty))
     turned = sampled(kit, model, negative, positive)
     assert not torch.equal(turned, sampled(kit, applied(kit)[0], empty, text))
+
+
+def test_a_side_that_passed_the_node_by_has_its_usual_meaning(kit):
+    text, empty = kit("text", "sd15"), kit("text", "sd15", "")
+    both = sampled(kit, *applied(kit, positive=text, negative=empty)[:3])
+    model, positive, *_ = applied(kit, positive=text)
+    assert torch.equal(sampled(kit, model, positive, empty), both)
+    model, _, negative, _ = applied(kit, negative=empty)
+    assert torch.equal(sampled(kit, model, text, negative), both)
+
+
+def test_a_prompt_for_an_area_sees_its_part_of_the_mask(kit, monkeypatch):
+    """A portrait-shaped area in a square picture: the mask is cut, not squeezed and not refused."""
+    half = torch.zeros(1, 64, 64)
+    half[..., :32] = 1
+    text, empty = kit("text", "sd15"), kit("text", "sd15", "")
+    sides = [
+        call("ConditioningSetArea", conditioning=text, width=32, height=64, x=x, y=0, strength=1.0)[0] for x in (0, 32)
+    ]
+    model, positive, negative, _ = applied(kit, mask=half, positive=[*sides[0], *sides[1]], negative=empty)
+    seen, original = {}, diffusers_host.prepare
+
+    def noted(*given):
+        prepared, areas = original(*given), given[-1]
+        rows = prepared.sites[0].mask.expand(-1, len(areas), -1)[0]
+        seen.update({area and area[1]: float(row.mean()) for area, row in zip(areas, rows, strict=True)})
+        return prepared
+
+    monkeypatch.setattr(diffusers_host, "prepare", noted)
+    sampled(kit, model, positive, negative)
+    assert seen == {0.0: 1.0, 0.5: 0.0, None: 0.5}
 
 
 def test_the_low_rank_part_of_the_file_has_a_strength_of_its_own(kit):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from likeness.face.attention import (
+    KEPT,
     NEGATIVE,
     OFF,
     POSITIVE,
@@ -190,7 +191,7 @@ def test_what_was_prepared_is_kept_and_given_back():
     assert call([one]) is first and call([one], latent=(8, 8)) is not first
     for n in range(9, 20):
         call([one], latent=(n, n))
-    assert len(one._calls) == 4
+    assert len(one._calls) == KEPT
     one.forget()
     assert call([one]) is not first
 

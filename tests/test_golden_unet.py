@@ -27,6 +27,7 @@ class Chunk:
     size: int
     index: int = 0
     entry: dict = None
+    area: tuple = None
 
     def __post_init__(self):
         self.entry = self.entry or {}

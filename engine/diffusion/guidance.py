@@ -278,7 +278,9 @@ class Denoiser:
         model, batch = self.model, len(x)
         noisy = torch.cat([cut(x, entry.area) for entry in group])
         timestep = model.sampling.timestep(sigma.reshape(1))
-        chunks = [Chunk(entry.data, entry.index, batch, self.evaluations) for entry in group]
+        chunks = [
+            Chunk(entry.data, entry.index, batch, _part(entry.area, x.shape), self.evaluations) for entry in group
+        ]
         self.run.begin(chunks, float(sigma), float(timestep), tuple(noisy.shape))
         scaled = model.sampling.scaled(noisy, sigma).to(model.dtype)
         times = timestep.float().to(x.device).expand(len(scaled))
@@ -307,6 +309,14 @@ def cut(x: Tensor, area: Area | None) -> Tensor:
         return x
     height, width, y, x0 = area
     return x[..., y : y + height, x0 : x0 + width]
+
+
+def _part(area: Area | None, shape: Sequence[int]) -> tuple[float, float, float, float] | None:
+    """Top, left, bottom and right of an area, as fractions of a latent (B, C, h, w)."""
+    if area is None:
+        return None
+    (height, width, y, x), (h, w) = area, shape[-2:]
+    return y / h, x / w, (y + height) / h, (x + width) / w
 
 
 def _weight(entry: Entry, answer: Tensor, shape: Sequence[int]) -> Tensor:

@@ -109,6 +109,8 @@ class Chunk:
     """0 positive, 1 negative, further guides above."""
     size: int
     """Latents of the batch that belong to it."""
+    area: tuple[float, float, float, float] | None = None
+    """Where it acts: top, left, bottom and right as fractions of the picture; None: everywhere."""
     evaluation: int = 0
     """Ordinal of the sampler's model evaluation, from 0: the same for all calls that one of them takes."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ... import kernels
 from ..errors import BadInput
 from .ortho import ORTHO, Ortho
-from .sites import Layout, Site, halved
+from .sites import Layout, Site, base_name, halved
 from .weighting import SiteWeights, site_weights
 
 MARKS = "likeness"
@@ -38,8 +38,8 @@ FULL_WIDTH = 1280
 
 MODES = ("plain", *ORTHO)
 
-KEPT = 4
-"""Prepared calls kept a model: cond and uncond apart or together, and the two ends of a window."""
+KEPT = 8
+"""Prepared calls kept a model: cond and uncond apart or together, the two ends of a window, a few areas."""
 
 
 @dataclass(eq=False)
@@ -82,10 +82,13 @@ class Tokens:
         with self._lock:
             if self._projected is None:
                 given = [self.positive] if self.negative is None else [self.positive, self.negative]
-                self._projected = [
+                projected = [
                     tuple(F.linear(tokens, weight.float()) for tokens in given for weight in pair)
                     for pair in zip(self.keys, self.values, strict=True)
                 ]
+                if not all(bool(torch.isfinite(one).all()) for site in projected for one in site):
+                    raise BadInput("the adapter's layers hold values that are no numbers; copy its file again")
+                self._projected = projected
             return self._projected
 
 
@@ -150,7 +153,11 @@ def apply(
     mark: str | None = None,
 ) -> Applied:
     """Check everything that can be checked before sampling, and put it together. Raises BadInput."""
-    if layout.entrance is not None and tokens.context == layout.entrance.weight.shape[1]:
+    if layout.entrance is not None:
+        wide = int(layout.entrance.weight.shape[1])
+        if tokens.context != wide:
+            made, model = base_name(len(tokens.keys), tokens.context), base_name(len(layout.sites), wide)
+            raise BadInput(f"{name} is made for {made}, but the model is {model}. Load a checkpoint of {made}.")
         tokens = tokens.through(layout.entrance)
     layout.require(tokens.widths, tokens.context, name)
     strengths = (float(strength),) if isinstance(strength, (int, float)) else tuple(float(s) for s in strength)
@@ -242,6 +249,10 @@ class Call:
         return out
 
 
+Area = tuple[float, float, float, float]
+"""A part of the picture: top, left, bottom and right as fractions of it."""
+WHOLE: Area = (0.0, 0.0, 1.0, 1.0)
+
 Roles = tuple[tuple[str, ...], ...]
 """Per applied adapter, per conditioning in the batch: POSITIVE, NEGATIVE or OFF."""
 
@@ -253,20 +264,23 @@ def prepare(
     latent: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
+    areas: tuple[Area | None, ...] = (),
 ) -> Call:
     """The call for a batch of ``len(roles[0])`` conditionings of ``len(pictures)`` pictures each.
 
     ``pictures``: their numbers in the whole batch (not 0, 1, 2 … where a host shows a window of many frames).
-    ``latent``: (height, width). Asked again with the same, the same call is returned.
+    ``latent``: (height, width) of the batch; ``areas``: of which part of the picture, for each conditioning that does
+    not see all of it. Asked again with the same, the same call is returned.
     """
-    key = (tuple(map(id, applied)), roles, tuple(pictures), latent, device, dtype)
+    areas = areas or (None,) * len(roles[0])
+    key = (tuple(map(id, applied)), roles, tuple(pictures), latent, device, dtype, areas)
     # Kept with the last one: whoever holds it holds the others too, and when it goes, so does what it prepared.
     keeper = applied[-1]
     with keeper._lock:
         if key in keeper._calls:
             keeper._calls.move_to_end(key)
             return keeper._calls[key]
-    call = _Preparation(applied, roles, pictures, latent, device, dtype).call()
+    call = _Preparation(applied, roles, pictures, latent, device, dtype, areas).call()
     with keeper._lock:
         keeper._calls[key] = call
         while len(keeper._calls) > KEPT:
@@ -282,13 +296,16 @@ class _Preparation:
     latent: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    areas: tuple[Area | None, ...]
     _sent: dict[Any, Tensor] = field(default_factory=dict)
     """Small tensors that many sites share, already on the device."""
 
     def call(self) -> Call:
         layout = self.applied[0].layout
         for one in self.applied:
-            check_mask(one, *self.latent)
+            for area in set(self.areas):
+                top, left, bottom, right = area or WHOLE
+                check_mask(one, round(self.latent[0] / (bottom - top)), round(self.latent[1] / (right - left)))
         chunks = len(self.roles[0])
         sites = tuple(self._site(n, site) for n, site in enumerate(layout.sites))
         return Call(sites, chunks * len(self.pictures))
@@ -371,20 +388,24 @@ class _Preparation:
         height, width = halved(*self.latent, site.level)
         key = (tuple(map(id, branches)), height, width)
         if key not in self._sent:
-            shown = [_at_size(one.mask, self.pictures, height, width) for one in branches]
+            shown = [
+                torch.cat([_at_size(one.mask, self.pictures, height, width, area or WHOLE) for area in self.areas])
+                for one in branches
+            ]
             if all(bool((m == m[:1]).all()) for m in shown):
                 shown = [m[:1] for m in shown]
-            else:
-                shown = [m.repeat(len(self.roles[0]), 1) for m in shown]
             self._sent[key] = torch.stack(shown).contiguous().to(self.device)
         return self._sent[key]
 
 
-def _at_size(mask: Tensor | None, pictures: Sequence[int], height: int, width: int) -> Tensor:
-    """(pictures, height * width): each picture's mask, averaged over the area of each token; 1 where there is none."""
+def _at_size(mask: Tensor | None, pictures: Sequence[int], height: int, width: int, area: Area) -> Tensor:
+    """(pictures, height * width): each picture's mask in ``area``, averaged over that of each token; 1 without one."""
     if mask is None:
         return torch.ones(len(pictures), height * width)
-    chosen = mask[[picture % len(mask) for picture in pictures]][:, None]
+    h, w = mask.shape[1:]
+    top, left = min(round(area[0] * h), h - 1), min(round(area[1] * w), w - 1)
+    part = mask[:, top : max(round(area[2] * h), top + 1), left : max(round(area[3] * w), left + 1)]
+    chosen = part[[picture % len(mask) for picture in pictures]][:, None]
     if chosen.shape[-2] >= height and chosen.shape[-1] >= width:
         return F.adaptive_avg_pool2d(chosen, (height, width)).flatten(1)
     return F.interpolate(chosen, (height, width), mode="bilinear", align_corners=False).flatten(1)
@@ -424,6 +445,14 @@ def roles_of(
     return tuple(
         tuple(role(one, carried, place) for carried, place in zip(marks, places, strict=True)) for one in applied
     )
+
+
+def usual(applied: Sequence[Applied], carried: Sequence[Mapping[str, str]], role: str) -> dict[str, str]:
+    """The marks that none of one side's conditionings carries, with the usual ``role`` of that side.
+
+    Who takes only one side through the node means the usual for the other.
+    """
+    return dict.fromkeys({one.mark for one in applied if one.mark is not None}.difference(*carried), role)
 
 
 def marked(conditioning: Any, mark: str, role: str) -> Any:

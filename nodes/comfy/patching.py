@@ -1,16 +1,19 @@
 """Identity adapters on a ComfyUI model. The only file that knows block names, ``extra_options`` and ``clone()``.
 
 A patched model carries, in its transformer options: the adapters (``APPLIED``), one ``SitePatch`` at every
-cross-attention layer, and two wrappers. One runs once a sampling: it reads from the conditionings which of them gets
-what, and refuses what cannot work. The other runs once a model call: it prepares everything the layers need.
+cross-attention layer, and three wrappers. Two run once a sampling: the first refuses what cannot work, the second reads
+from the conditionings which of them gets what. The third runs once a model call: it prepares everything the layers
+need.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -18,12 +21,12 @@ from torch import Tensor
 from ...face.adapters import IdAdapter
 from ...face.adapters._evidence import Encoder
 from ...face.attention import MARKS as KEY
-from ...face.attention import Applied, Call, check_mask, prepare, roles_of
+from ...face.attention import NEGATIVE, POSITIVE, Applied, Area, Call, check_mask, prepare, roles_of, usual
 from ...face.attention.sites import Layout, Site
 from ...face.errors import BadInput
 
-APPLIED, CALL, MARKS = "likeness_applied", "likeness_call", "likeness_marks"
-"""In the transformer options: the adapters, what was prepared for this model call, marks by conditioning."""
+APPLIED, CALL, TOLD = "likeness_applied", "likeness_call", "likeness_told"
+"""In the transformer options: the adapters, what was prepared for this model call, what the conditionings say."""
 
 PARTS = {"input": "down", "output": "up", "middle": "mid"}
 
@@ -106,6 +109,10 @@ class SitePatch:
             return self
         return SitePatch(self.site, self.previous.to(where, *more, **options), self.added)
 
+    def models(self) -> list[Any]:
+        """The models that the older patch needs in memory."""
+        return self.previous.models() if hasattr(self.previous, "models") else []
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads = extra_options["n_heads"]
         call: Call | None = extra_options.get(CALL)
@@ -145,29 +152,76 @@ def apply(model: Any, applied: Applied) -> Any:
     options["patches_replace"] = replaced
     options[APPLIED] = (*options.get(APPLIED, ()), applied)
     options["wrappers"] = {kind: dict(named) for kind, named in options.get("wrappers", {}).items()}
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _around_sampling), (WrappersMP.APPLY_MODEL, _around_call)):
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _around_sampling),
+        (WrappersMP.SAMPLER_SAMPLE, _around_steps),
+        (WrappersMP.APPLY_MODEL, _around_call),
+    ):
         options["wrappers"].setdefault(kind, {})[KEY] = []
         add_wrapper_with_key(kind, KEY, wrapper, options)
     clone.model_options["transformer_options"] = options
     return clone
 
 
+@dataclass
+class Told:
+    """What the conditionings of a sampling say, by their uuid."""
+
+    sides: dict[Any, str] = field(default_factory=dict)
+    """``positive``, ``negative``, or what else the guider calls it."""
+    marks: dict[Any, dict[str, str]] = field(default_factory=dict)
+    areas: dict[Any, tuple[Area, tuple[int, int]]] = field(default_factory=dict)
+    """Those that act in a part of the picture: which, and the (height, width) of its latent."""
+
+    @property
+    def known(self) -> set[str]:
+        return {mark for carried in self.marks.values() for mark in carried}
+
+
 def _around_sampling(executor: Any, noise: Tensor, *rest: Any, **more: Any) -> Any:
-    """Once a sampling: note which conditioning gets what, and refuse a mask of other proportions before it begins."""
+    """Once a sampling: refuse a mask of other proportions, and note who carries which mark, before it begins."""
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     applied: tuple[Applied, ...] = options.get(APPLIED, ())
     for one in applied:
         check_mask(one, *noise.shape[-2:])
-    marks = {entry["uuid"]: dict(entry.get(KEY, {})) for entries in guider.conds.values() for entry in entries or ()}
-    known = {mark for carried in marks.values() for mark in carried}
-    # Whoever wires only the model gets the usual meaning: the first conditioning is the positive one.
-    options[MARKS] = (marks, known)
+    options[TOLD] = told = Told()
+    for side, entries in guider.conds.items():
+        carried = {entry["uuid"]: entry.get(KEY, {}) for entry in entries or ()}
+        otherwise = usual(applied, list(carried.values()), POSITIVE if side == "positive" else NEGATIVE)
+        told.sides |= dict.fromkeys(carried, side)
+        told.marks |= {uuid: {**otherwise, **marks} for uuid, marks in carried.items()}
     try:
         return executor(noise, *rest, **more)
     finally:
         for one in applied:
             one.forget()
+
+
+def _around_steps(executor: Any, guider: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor, *rest: Any,
+                  **more: Any) -> Any:  # fmt: skip
+    """Once a sampling, when ComfyUI knows the conditionings' areas in pixels of the latent."""
+    told: Told = extra["model_options"]["transformer_options"].get(TOLD, Told())
+    for side, entries in guider.conds.items():
+        own = [entry for entry in entries or () if told.sides.get(entry["uuid"]) == side]
+        for entry in entries or ():
+            if told.sides.get(entry["uuid"]) != side and own:
+                # ComfyUI gives every area of one side a conditioning on the other: a copy of that area's entry, uuid
+                # and marks included, with another's text. Who lends the text lends what it is told, too.
+                text = entry["model_conds"].get("c_crossattn")
+                lender = next((o for o in own if o["model_conds"].get("c_crossattn") is text), own[0])["uuid"]
+                entry["uuid"] = uuid4()
+                told.sides[entry["uuid"]], told.marks[entry["uuid"]] = side, told.marks[lender]
+            if "area" in entry:
+                told.areas[entry["uuid"]] = _area(entry["area"], *noise.shape[-2:])
+    return executor(guider, sigmas, extra, callback, noise, *rest, **more)
+
+
+def _area(area: Sequence[int], height: int, width: int) -> tuple[Area, tuple[int, int]]:
+    """ComfyUI's (height, width, …, top, left, …) in a latent: as fractions of it, and its size cut to the latent's."""
+    top, left = area[len(area) // 2 :][:2]
+    h, w = min(area[0], height - top), min(area[1], width - left)
+    return (top / height, left / width, (top + h) / height, (left + w) / width), (h, w)
 
 
 def _around_call(
@@ -191,14 +245,27 @@ def call_for(base: Any, options: Mapping[str, Any], x: Tensor, dtype: torch.dtyp
     if not applied:
         return None
     places: list[int] = list(options.get("cond_or_uncond", [0]))
-    marks, known = options.get(MARKS, ({}, set()))
     uuids = options.get("uuids", [None] * len(places))
-    carried = [marks.get(uuid, {}) for uuid in uuids]
-    roles = roles_of(applied, carried, places, known)
-    pictures = len(x) // len(places)
-    window = (options.get("ad_params") or {}).get("sub_idxs")
-    shown = range(pictures) if window is None else window
-    return prepare(applied, roles, tuple(shown), (int(x.shape[-2]), int(x.shape[-1])), x.device, dtype)
+    told: Told = options.get(TOLD, Told())
+    # Guidance of other kinds calls the model with one side alone, which is then the first, whichever it is.
+    sides = [told.sides.get(uuid) for uuid in uuids]
+    places = [place if side is None else int(side != "positive") for place, side in zip(places, sides, strict=True)]
+    roles = roles_of(applied, [told.marks.get(uuid, {}) for uuid in uuids], places, told.known)
+    latent = int(x.shape[-2]), int(x.shape[-1])
+    found = [told.areas.get(uuid) for uuid in uuids]
+    areas = tuple(None if one is None or one[1] != latent else one[0] for one in found)
+    shown = _frames(options)
+    pictures = tuple(range(len(x) // len(places)) if shown is None else shown)
+    return prepare(applied, roles, pictures, latent, x.device, dtype, areas)
+
+
+def _frames(options: Mapping[str, Any]) -> Sequence[int] | None:
+    """Which pictures of the batch are in this call, where only a window of a long animation is: the most used
+    animation pack's way, and ComfyUI's own."""
+    window = options.get("context_window")
+    if window is not None and getattr(window, "dim", None) == 0:
+        return window.index_list
+    return (options.get("ad_params") or {}).get("sub_idxs")
 
 
 def change_weights(model: Any, adapter: IdAdapter, strength: float) -> Any:
