@@ -1,0 +1,288 @@
+"""What a run without the identity leaves for the run with it: keys and values of its positive rows.
+
+An entry's key is the ordinal of the sampler's model evaluation (not the sigma: Heun visits one twice), the number of
+the positive conditioning among those that act there, and the layer; within it, the rows of the latent. So it does not
+matter whether the host calls the network once or several times an evaluation, and with what beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+from .attention import shares
+from .layers import SelfLayers
+
+FULL, HALF, NONE = "keys and values", "keys and values in 8 bit", "latents only"
+KEEPS = (FULL, HALF, NONE)
+"""What is kept: as the model computes it; in float8; or nothing but the latents, from which the cured run computes it
+again."""
+
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MAX = 448.0
+
+ADAPTIVE = frozenset({"dpm_adaptive"})
+"""Samplers that choose their steps by what they see: two runs of theirs do not visit the same noise levels."""
+
+_TWICE = frozenset(
+    {"heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde",
+     "dpmpp_sde_gpu", "exp_heun_2_x0", "exp_heun_2_x0_sde", "seeds_2"}
+)  # fmt: skip
+_THRICE = frozenset({"heunpp2", "seeds_3"})
+
+
+def evaluations(sampler: str, steps: int) -> int:
+    """How often a sampler asks the model in so many steps; the last one, to no noise at all, takes one evaluation."""
+    name = sampler.removeprefix("sample_")
+    if name in _THRICE:
+        return max(3 * steps - (3 if name == "heunpp2" else 2), 1)
+    return 2 * steps - 1 if name in _TWICE else steps
+
+
+def digest(tensor: Tensor) -> str:
+    """Of the numbers, whatever device they are on."""
+    data = tensor.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(data.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a sampling is. A tape belongs to the runs that have the same."""
+
+    seed: int | None
+    shape: tuple[int, ...]
+    """Of the latent (B, C, h, w)."""
+    sampler: str
+    sigmas: tuple[float, ...]
+    """Descending; one more than there are steps."""
+    noise: str
+    """Digest of the noise that the run starts with."""
+    start: str
+    """Digest of the latent that the noise is put on."""
+    model: Any
+    """A weak reference to the base network, which adapters and LoRAs share with it."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    def refuse_adaptive(self) -> None:
+        """Raise BadInput for a sampler whose two runs cannot be laid beside each other."""
+        if self.sampler.removeprefix("sample_") in ADAPTIVE:
+            raise BadInput(
+                f"the sampler {self.sampler} chooses its own steps, so that a run with the identity does not visit the "
+                "noise levels of the run without. Take one with fixed steps: euler, dpmpp_2m, heun, …"
+            )
+
+    def require(self, other: Plan) -> None:
+        """Raise BadInput, with what differs, unless a tape made under this plan serves a run under ``other``."""
+        differences: list[str] = []
+        if self.model() is None or self.model() is not other.model():
+            differences.append("another checkpoint (load it once and wire it to both)")
+        if self.shape != other.shape:
+            differences.append(f"another size: its latent is {_size(self.shape)}, this one {_size(other.shape)}")
+        if self.sampler != other.sampler:
+            differences.append(f"another sampler: {self.sampler}, this one uses {other.sampler}")
+        if self.steps != other.steps:
+            differences.append(f"another number of steps: {self.steps}, this one has {other.steps}")
+        elif self.sigmas != other.sigmas:
+            differences.append("another scheduler or denoise: the noise levels differ")
+        if self.seed != other.seed:
+            differences.append(f"another seed: {self.seed}, this one has {other.seed}")
+        elif self.shape == other.shape and self.noise != other.noise:
+            differences.append("other noise")
+        if self.shape == other.shape and self.start != other.start:
+            differences.append("another picture to start from")
+        if differences:
+            raise BadInput(
+                f"the tape does not belong to this run; it was made with {'; with '.join(differences)}. Give "
+                "Foundation Pass and the sampler the same model, seed, steps, sampler, scheduler, denoise and latent."
+            )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]} of {shape[-1] * 8}×{shape[-2] * 8}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Keys and values of some rows at one layer."""
+
+    rows: tuple[int, ...]
+    data: Tensor
+    """(2, rows, M, C)."""
+    scale: Tensor | None
+    """(2, 1, 1, 1): what float8 was divided by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One question to the model, and its answers."""
+
+    sigma: float
+    latent: Tensor
+    """(B, C, h, w) float32 on the CPU: what it was asked about, at the sampler's scale."""
+    positive: Tensor | None = None
+    """What the positive conditioning answered: the latent without noise; None where nobody noted it."""
+    negative: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Tape:
+    """One run's record. Written once by ``face.cure.run``, then only read."""
+
+    plan: Plan
+    layers: tuple[int, ...]
+    """Which self-attention layers, in call order."""
+    count: int
+    """How many the model has."""
+    keep: str = FULL
+    mask: Tensor | None = None
+    """(P, H, W): only tokens where it is above 0 are kept; None: all."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    maps: Tensor | None = None
+    """(B, h, w, T) float32: how strongly each place looked at each token of the first positive prompt, averaged over
+    heads, layers and evaluations; None if not recorded."""
+    source: Any = None
+    """``latents only``: what the host needs to compute the rest again."""
+    _blocks: dict[tuple[int, int, int], list[_Block]] = field(default_factory=dict, repr=False)
+    _heard: tuple[Tensor, int] | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __copy__(self) -> Tape:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Tape:
+        # Hosts copy a model's options with all that is in them; gigabytes must not be among it.
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return sum(block.data.nbytes for blocks in self._blocks.values() for block in blocks)
+
+    def clear(self) -> None:
+        """Give everything back: the run it was made for did not end."""
+        with self._lock:
+            self._blocks.clear()
+            self.evaluations.clear()
+            self.maps, self._heard, self.source = None, None, None
+
+    def kept(self, grid: tuple[int, int], rows: Sequence[int]) -> Tensor | None:
+        """(rows, M) int64: the tokens of a layer of that size that are kept; None for all of them."""
+        if self.mask is None:
+            return None
+        chosen = (shares(self.mask, *grid) > 0).to(torch.int8)
+        # Rows with fewer are padded with tokens outside.
+        most = max(int(chosen.sum(1).max()), 1)
+        return torch.argsort(chosen, dim=1, descending=True, stable=True)[[row % len(chosen) for row in rows], :most]
+
+    def write(
+        self, evaluation: int, ordinal: int, layer: int, rows: tuple[int, ...], key: Tensor, value: Tensor
+    ) -> None:
+        """Keep keys and values (rows, M, C). What is there already stays: a host may ask a layer twice, the second
+        time for another purpose (guidance by a perturbed answer)."""
+        with self._lock:
+            known = self._blocks.setdefault((evaluation, ordinal, layer), [])
+            if any(block.rows == rows for block in known):
+                return
+        both = torch.stack([key, value])
+        scale: Tensor | None = None
+        if self.keep == HALF:
+            scale = both.abs().amax((1, 2, 3), keepdim=True).float().clamp_min(1e-12) / FLOAT8_MAX
+            both = (both / scale.to(both.dtype)).to(FLOAT8)
+        block = _Block(rows, _to_host(both), None if scale is None else scale.cpu())
+        with self._lock:
+            known.append(block)
+
+    def read(
+        self, evaluation: int, ordinal: int, layer: int, rows: tuple[int, ...], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (rows, M, C) on the device and in the dtype of ``like``. Raises BadInput if not there."""
+        blocks = self._blocks.get((evaluation, ordinal, layer))
+        if blocks is None and ordinal > 0:
+            # A person's prompt may have more parts than the plain one; then all of them read the only one there is.
+            blocks = self._blocks.get((evaluation, 0, layer))
+        same = next((block for block in blocks or () if block.rows == rows), None)
+        if same is not None:
+            both = _scaled(_from_host(same.data, like), same.scale)
+            return both[0], both[1]
+        found = {row: (block, n) for block in blocks or () for n, row in enumerate(block.rows)}
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise BadInput(
+                f"the tape has nothing of picture {missing[0]} at layer {layer} in evaluation {evaluation} of "
+                f"{len(self.evaluations)}: the run with the identity asks the model more often, or about other "
+                "pictures, than the run without. Give both the same sampler, steps and latents."
+            )
+        chosen = [found[row] for row in rows]
+        both = torch.cat([_scaled(_from_host(block.data[:, n : n + 1], like), block.scale) for block, n in chosen], 1)
+        return both[0], both[1]
+
+    def hear(self, maps: Tensor) -> None:
+        """Add one layer's look at the words, (B, h, w, T), to what is averaged."""
+        with self._lock:
+            total, count = self._heard or (torch.zeros_like(maps, dtype=torch.float32), 0)
+            if total.shape == maps.shape:
+                self._heard = (total + maps, count + 1)
+
+    def close(self) -> None:
+        """The run has ended well."""
+        if self._heard is not None:
+            total, count = self._heard
+            self.maps, self._heard = (total / count).cpu(), None
+
+
+def _scaled(both: Tensor, scale: Tensor | None) -> Tensor:
+    return both if scale is None else both * scale.to(both)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """In main memory; from a GPU by way of pinned memory, without waiting for it."""
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu", copy=True)
+    out = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return out.copy_(tensor, non_blocking=True)
+
+
+def _from_host(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.to(like.device, non_blocking=True).to(like.dtype)
+
+
+def predicted_bytes(
+    layers: SelfLayers,
+    chosen: Sequence[int],
+    latent: Sequence[int],
+    count: int,
+    dtype: torch.dtype,
+    keep: str,
+    mask: Tensor | None = None,
+    conditionings: int = 1,
+) -> int:
+    """Bytes of keys and values of ``count`` evaluations of latents (B, C, h, w), each of so many positive
+    conditionings."""
+    if keep == NONE:
+        return 0
+    each = 1 if keep == HALF else torch.empty((), dtype=dtype).element_size()
+    pictures, size = int(latent[0]), (int(latent[-2]), int(latent[-1]))
+    total = 0
+    for layer in chosen:
+        height, width = layers.grid(layer, size)
+        tokens = height * width
+        if mask is not None:
+            tokens = max(int((shares(mask, height, width) > 0).sum(1).max()), 1)
+        total += 2 * pictures * tokens * layers.layers[layer].width
+    return total * each * count * conditionings
+
+
+def weak(base: Any) -> Any:
+    """A reference to a base network that does not keep it."""
+    return ref(base)
