@@ -357,6 +357,8 @@ class IdentityControlNet:
                 f"IdentityNet takes the tokens of InstantID's adapter; this one is {id_adapter.title}. Load "
                 "InstantID's ip-adapter.bin, with the format instantid."
             )
+        if start > end:
+            raise BadInput(f"start must not be after end; got {start:g} and {end:g}")
         here, options = host(), Options(recipe, any_recogniser=any_recogniser)
         image = as_image(image)
         tokens = _everybody(id_adapter, identity, identity.people, None, options, each=False)
@@ -381,8 +383,27 @@ def _masked(image: Tensor, mask: Tensor | None) -> Tensor:
     """``image`` (B, H, W, 3), black where ``mask`` is 0."""
     if mask is None:
         return image
-    sized = torch.nn.functional.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), image.shape[1:3], mode="bilinear")
-    return image * sized[:, 0, :, :, None]
+    (height, width), shown = image.shape[1:3], _masks(mask)
+    if abs(shown.shape[1] * width / (shown.shape[2] * height) - 1) > 0.05:
+        raise BadInput(
+            f"the mask has {shown.shape[2]}×{shown.shape[1]} pixels, but the picture of the points {width}×{height}: "
+            "draw it on a picture of the same proportions"
+        )
+    sized = torch.nn.functional.interpolate(shown[:, None], (height, width), mode="bilinear")[:, 0, :, :, None]
+    # One mask serves all pictures, and one picture all masks.
+    many = max(len(image), len(sized))
+    return image[torch.arange(many) % len(image)] * sized[torch.arange(many) % len(sized)]
+
+
+def _masks(mask: Tensor) -> Tensor:
+    """A MASK, (h, w) or (P, h, w), as (P, h, w) with something in it."""
+    masks = mask[None] if mask.ndim == 2 else mask
+    if masks.ndim != 3 or not masks.numel() or not bool(torch.isfinite(masks).all()):
+        raise BadInput(
+            f"a mask must have the shape (pictures, height, width), with numbers in it; got {tuple(mask.shape)}"
+            + ("" if bool(torch.isfinite(mask).all()) else " with NaN or infinite values")
+        )
+    return masks
 
 
 class RegionalIdentities:
@@ -482,7 +503,7 @@ class RegionalIdentities:
 
 def _together(masks: Sequence[Tensor | None]) -> Tensor:
     """Masks (h, w) or (P, h, w), those that are connected, as one (sum of P, h, w)."""
-    given = [mask[None] if mask.ndim == 2 else mask for mask in masks if mask is not None]
+    given = [_masks(mask) for mask in masks if mask is not None]
     sizes = {f"{mask.shape[-1]}×{mask.shape[-2]}" for mask in given}
     if len(sizes) > 1:
         raise BadInput(

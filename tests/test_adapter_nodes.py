@@ -302,6 +302,9 @@ def test_masks_may_come_one_by_one_or_as_a_batch(kit):
         regional(kit, mask_2=None)
     with refused("must have one size; these have 32×32, 64×64"):
         regional(kit, mask_2=torch.ones(1, 32, 32))
+    for mask in (torch.ones(64), torch.ones(1, 1, 64, 64), torch.ones(0, 64, 64), torch.full((1, 64, 64), torch.nan)):
+        with refused(r"a mask must have the shape \(pictures, height, width\)"):
+            regional(kit, mask_2=mask)
 
 
 def test_where_masks_overlap_strength_is_shared_or_added(kit):
@@ -354,6 +357,26 @@ def test_identitynet_refuses_what_is_not_its_own(kit, world):
     tiny_diffusion.save(world / "models" / "controlnet" / "other.safetensors", other)
     with refused("this ControlNet reads text 64 wide, but the identity's tokens are 128 wide"):
         controlled(kit, control_net=call("ControlNetLoader", control_net_name="other.safetensors")[0])
+
+
+def test_identitynets_mask_hides_points(kit):
+    points = torch.rand(1, 64, 64, 3)
+    half = torch.zeros(2, 32, 32)
+    half[0, :, :16] = half[1, :, 16:] = 1
+
+    def shown(**more):
+        return controlled(kit, image=points, **more)[0][0][1]["control"].cond_hint_original
+
+    plain, both = shown(), shown(mask=half)
+    assert torch.equal(both[0, ..., :30], plain[0, ..., :30]) and not both[0, ..., 34:].any()
+    assert torch.equal(both[1, ..., 34:], plain[0, ..., 34:]) and not both[1, ..., :30].any()
+    with refused("the mask has 32×64 pixels, but the picture of the points 64×64"):
+        controlled(kit, mask=torch.ones(1, 64, 32))
+    for mask in (torch.ones(0, 64, 64), torch.full((1, 64, 64), torch.nan)):
+        with refused("a mask must have the shape"):
+            controlled(kit, mask=mask)
+    with refused("start must not be after end; got 0.8 and 0.2"):
+        controlled(kit, start=0.8, end=0.2)
 
 
 def test_at_strength_zero_identitynet_is_not_there(kit):

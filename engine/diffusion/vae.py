@@ -47,7 +47,7 @@ class VAE:
 
         A side that is no multiple of 8 loses the surplus at both ends. ``check`` is called before every picture.
         """
-        if pixels.ndim != 4 or pixels.shape[-1] < 3 or min(pixels.shape[1:3]) < self.scale:
+        if pixels.ndim != 4 or not len(pixels) or pixels.shape[-1] < 3 or min(pixels.shape[1:3]) < self.scale:
             raise BadInput(
                 f"a VAE takes images (B, H, W, 3) of at least {self.scale}×{self.scale} pixels, got "
                 f"{tuple(pixels.shape)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from ..errors import BadInput
 from .sites import Layout
@@ -132,6 +133,8 @@ def _parsed(text: str, count: int) -> dict[int, float]:
         name, _, value = part.partition(":")
         try:
             block, weight = int(name), float(value)
+            if not isfinite(weight):
+                raise ValueError
         except ValueError:
             raise BadInput(
                 f"layer weights are pairs of a block and its weight, such as 3:2.5, 6:1; {part!r} is none"
