@@ -356,7 +356,8 @@ def test_layer_weights_are_read_and_refused():
         ({"mode": "x"}, r"no mode 'x'"),
         ({"mode": "ortho", "scaling": "K+V"}, r"takes the weight on its output"),
         ({"mask": torch.ones(2, 2, 2, 2)}, r"the mask must have the shape"),
-        ({"mask": torch.full((4, 4), float("nan"))}, r"the mask must have the shape"),
+        ({"mask": torch.zeros(0, 4, 4)}, r"the mask must have the shape"),
+        ({"mask": torch.full((4, 4), float("nan"))}, r"the mask holds values that are no numbers"),
     ],
 )
 def test_settings_that_cannot_be_carried_out_are_refused(settings, sentence):

@@ -84,6 +84,8 @@ class Feature:
     """Pixels of its side."""
     width: int
     """Width of the encoder's tokens, read from the adapter's own weights."""
+    blank: bool = False
+    """Whether the authors give the unconditional rows zeros for tokens, not what the encoder sees of nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +176,7 @@ class IdAdapter:
     layers: int = 0
     """Cross-attention layers of the base model, for formats that have no keys of their own."""
     context: int = 0
-    """Width of the base model's text, likewise."""
+    """Width of the base model's text, likewise, and for formats whose tokens are not as wide as their layers take."""
     _tokens: weakref.WeakKeyDictionary[Identity, dict[Any, Tokens]] = field(
         default_factory=weakref.WeakKeyDictionary, repr=False
     )
@@ -188,7 +190,24 @@ class IdAdapter:
     @property
     def context_width(self) -> int:
         """Width of its tokens, which is that of the base model's text."""
-        return int(self.keys[0].shape[1]) if self.keys else self.context
+        return self.context or int(self.keys[0].shape[1])
+
+    def shown(self, evidence: Evidence, choices: Choices) -> tuple[Tensor, Tensor | None]:
+        """What the projector makes of ``evidence``. Raises BadModelFile where that is nothing to work with."""
+        try:
+            made = self.project(evidence, choices)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise BadModelFile(
+                f"{self.path.name} looks like {self.title}, but its projector's tensors do not fit together "
+                f"({reason}). Use the published file."
+            ) from error
+        if not all(bool(torch.isfinite(side).all()) for side in made if side is not None):
+            raise BadModelFile(
+                f"{self.title} makes tokens of this identity that hold no numbers: {self.path.name} is damaged, or the "
+                "identity's vector is. Copy the file again, or embed the identity again."
+            )
+        return made
 
     @property
     def nbytes(self) -> int:

@@ -52,6 +52,14 @@ class Checkpoint:
         tensor = self.groups.get(group, {}).get(rest)
         return () if tensor is None else tuple(tensor.shape)
 
+    def takes(self, name: str) -> int:
+        """How wide the input of the layer is whose weight is ``group.name``. Raises BadModelFile where it is none."""
+        shape = self.shape(name)
+        if len(shape) != 2 or not all(shape):
+            seen = f"has the shape {shape}" if shape else "is missing"
+            raise BadModelFile(f"{self.path.name}: {name} should be a layer's weight, but {seen}; the file is damaged")
+        return shape[1]
+
     def group(self, name: str) -> Mapping[str, Tensor]:
         return self.groups.get(name, {})
 
@@ -62,6 +70,15 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for group in self.groups.values() for t in group.values())
+
+    def only_groups(self, groups: Iterable[str], what: str) -> None:
+        """Raise BadModelFile if there are other groups than these."""
+        strangers = sorted(set(self.groups) - set(groups))
+        if strangers:
+            raise BadModelFile(
+                f"{self.path.name} looks like {what}, but also holds {', '.join(strangers[:4])}, which it does not "
+                "have. Use the published file."
+            )
 
     def only(self, group: str, patterns: Iterable[str], what: str) -> None:
         """Raise BadModelFile unless every name of ``group`` matches one of the ``patterns`` (regular expressions)."""
@@ -84,11 +101,17 @@ def read(path: Path) -> Checkpoint:
     if path.suffix.lower() == ".safetensors":
         tensors, metadata = _safetensors(path)
     elif path.suffix.lower() in TORCH:
-        tensors, metadata = _flat(_torch(path)), {}
+        try:
+            tensors, metadata = _flat(_torch(path)), {}
+        except RecursionError:
+            raise BadModelFile(f"{path.name} holds dictionaries that hold themselves; it is no adapter") from None
     else:
         raise BadModelFile(f"{path.name} is no adapter file: its name must end in {', '.join(SUFFIXES)}")
     if not tensors:
         raise BadModelFile(f"{path.name} holds no tensors; it is no adapter, or the copy is incomplete")
+    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_complex()]
+    if odd:
+        raise BadModelFile(f"{path.name}: {odd[0]} is sparse or complex, as in no adapter; use the published file")
     return Checkpoint(path, _grouped(tensors), metadata)
 
 

@@ -53,7 +53,7 @@ def low_rank(file: Checkpoint) -> dict[tuple[int, str], LowRank]:
     for name, up in group.items():
         if match := re.fullmatch(r"(\d+)\.to_(q|k|v|out)_lora\.up\.weight", name):
             down = group.get(name.replace(".up.", ".down."))
-            if down is None or up.shape[1] != down.shape[0]:
+            if down is None or up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
                 raise BadModelFile(f"{file.path.name}: {name} has no matching down; the file is cut off")
             changes[int(match[1]), match[2]] = LowRank(up, down)
     layers = {layer for layer, _ in changes}

@@ -45,13 +45,13 @@ class Net:
         return self[name].to(like)
 
     def numbered(self, name: str) -> Iterator[Net]:
-        """``name.0``, ``name.1`` and so on, as far as they go."""
-        number = 0
+        """``name.0``, ``name.1`` and so on. Raises BadModelFile where one between is missing."""
         start = f"{self._prefix}{name}."
         there = {int(m[1]) for key in self._tensors if (m := re.match(rf"{re.escape(start)}(\d+)\.", key))}
-        while number in there:
+        for number in range(len(there)):
+            if number not in there:
+                raise BadModelFile(f"the tensors {start}{number} are missing; the file is cut off")
             yield self.under(f"{name}.{number}")
-            number += 1
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """``x`` (..., in) through the layer ``name``; its bias is optional."""

@@ -91,6 +91,7 @@ class _Arc2Face:
         return True
 
     def load(self, file: Checkpoint) -> IdAdapter:
+        file.only_groups(("text_model",), self.title)
         file.only("text_model", NAMES, self.title)
         tensors = file.group("text_model")
         return IdAdapter(
@@ -101,7 +102,7 @@ class _Arc2Face:
             recogniser=Recogniser("arcface", "antelopev2 with Arc2Face's arcface.onnx", True, VECTOR),
             text=Arc2FaceText(tensors),
             layers=16,
-            context=tensors["final_layer_norm.weight"].shape[0],
+            context=file.takes("text_model.embeddings.token_embedding.weight"),
         )
 
 

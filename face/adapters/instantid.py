@@ -57,7 +57,7 @@ class _VectorResampler:
         return "image_proj.latents" in file and "image_proj.proj_in.weight" in file and plain(file)
 
     def likely(self, file: Checkpoint) -> bool:
-        return file.shape("image_proj.proj_in.weight")[1] < IDENTITY_WIDTH
+        return file.takes("image_proj.proj_in.weight") < IDENTITY_WIDTH
 
     def load(self, file: Checkpoint) -> IdAdapter:
         file.only("image_proj", RESAMPLER, self.title)
@@ -70,7 +70,7 @@ class _VectorResampler:
             project=VectorProjector(file.group("image_proj"), noisy=self.name == "instantid"),
             keys=keys,
             values=values,
-            recogniser=Recogniser(self.model, self.pack, False, file.shape("image_proj.proj_in.weight")[1]),
+            recogniser=Recogniser(self.model, self.pack, False, file.takes("image_proj.proj_in.weight")),
             strength=self.strength,
         )
 

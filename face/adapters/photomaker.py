@@ -155,15 +155,16 @@ class _PhotoMaker:
         return True
 
     def load(self, file: Checkpoint) -> IdAdapter:
+        file.only_groups(("id_encoder", "lora_weights"), self.title)
         file.only("id_encoder", (*TOWER, *QFORMER) if self.second else TOWER, self.title)
         tensors = file.group("id_encoder")
         if not self.second and "visual_projection_2.weight" not in tensors:
             raise BadModelFile(f"{file.path.name} lacks the second projection of PhotoMaker v1; it is cut off")
         recogniser = None
         if self.second:
-            dimension = tensors["qformer_perceiver.token_proj.0.weight"].shape[1]
+            dimension = file.takes("id_encoder.qformer_perceiver.token_proj.0.weight")
             recogniser = Recogniser("w600k_r50", "buffalo_l", False, dimension)
-        width = tensors["fuse_module.layer_norm.weight"].shape[0]
+        width = file.takes("id_encoder.fuse_module.mlp1.fc1.weight") // 2
         lora = _lora(file)
         return IdAdapter(
             format=self.name,

@@ -160,7 +160,7 @@ def apply(
             raise BadInput(f"{name} is made for {made}, but the model is {model}. Load a checkpoint of {made}.")
         tokens = tokens.through(layout.entrance)
     layout.require(tokens.widths, tokens.context, name)
-    strengths = (float(strength),) if isinstance(strength, (int, float)) else tuple(float(s) for s in strength)
+    strengths = tuple(map(float, strength)) if isinstance(strength, (list, tuple)) else (float(cast(float, strength)),)
     if not strengths or not all(abs(s) <= 10 for s in strengths):
         raise BadInput(f"the strength must be one number from -10 to 10, or one a picture; got {strengths}")
     if not 0 <= start <= 1 or not 0 <= end <= 1 or start > end:
@@ -174,8 +174,10 @@ def apply(
     if mask is not None:
         mask = mask.detach().to("cpu", torch.float32)
         mask = mask[None] if mask.ndim == 2 else mask
-        if mask.ndim != 3 or not bool(torch.isfinite(mask).all()):
+        if mask.ndim != 3 or not mask.numel():
             raise BadInput(f"the mask must have the shape (pictures, height, width); got {tuple(mask.shape)}")
+        if not bool(torch.isfinite(mask).all()):
+            raise BadInput("the mask holds values that are no numbers; draw it again")
         mask = mask.clamp(0, 1)
     return Applied(
         name,
@@ -402,13 +404,18 @@ def _at_size(mask: Tensor | None, pictures: Sequence[int], height: int, width: i
     """(pictures, height * width): each picture's mask in ``area``, averaged over that of each token; 1 without one."""
     if mask is None:
         return torch.ones(len(pictures), height * width)
-    h, w = mask.shape[1:]
-    top, left = min(round(area[0] * h), h - 1), min(round(area[1] * w), w - 1)
-    part = mask[:, top : max(round(area[2] * h), top + 1), left : max(round(area[3] * w), left + 1)]
+    part = cut(mask, area)
     chosen = part[[picture % len(mask) for picture in pictures]][:, None]
     if chosen.shape[-2] >= height and chosen.shape[-1] >= width:
         return F.adaptive_avg_pool2d(chosen, (height, width)).flatten(1)
     return F.interpolate(chosen, (height, width), mode="bilinear", align_corners=False).flatten(1)
+
+
+def cut(mask: Tensor, area: Area) -> Tensor:
+    """The part of a mask (P, h, w) that ``area`` covers, a pixel at least; a view."""
+    h, w = mask.shape[1:]
+    top, left = min(round(area[0] * h), h - 1), min(round(area[1] * w), w - 1)
+    return mask[:, top : max(round(area[2] * h), top + 1), left : max(round(area[3] * w), left + 1)]
 
 
 def _scaled(kind: str, key: Tensor, value: Tensor, weights: list[float]) -> tuple[Tensor, Tensor, list[float]]:
