@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from weakref import ref
 
 from .adapters import AUTHORS, RECIPES, Choices, IdAdapter
@@ -36,6 +37,8 @@ class Options:
                 f"the recipe must be one of {', '.join(RECIPES)} and the scaling one of {', '.join(SCALINGS)}; got "
                 f"{self.recipe!r} and {self.scaling!r}"
             )
+        if not isfinite(self.structure):
+            raise BadInput(f"the structure must be a number; got {self.structure}")
 
     def mode_of(self, adapter: IdAdapter) -> tuple[str, int]:
         """The (mode, zeros) of ``attention.apply``. BadInput for a mode that the format does not have."""
@@ -66,8 +69,8 @@ def tokens_for(
     return adapter.tokens(
         identity,
         key,
-        lambda: adapter.project(
-            evidence(adapter, person, encoder if looks else None, recipe=options.recipe, host=host),
+        lambda: adapter.shown(
+            evidence(adapter, person, encoder if looks else None, recipe=options.recipe, host=host, words=False),
             Choices(options.recipe, options.structure),
         ),
     )

@@ -114,7 +114,39 @@ def test_photomaker_is_refused_where_it_cannot_be_read(tmp_path):
         writer.write(Clip(128), far, "", known, 0.0, "img")
 
 
-@pytest.mark.parametrize("seen", [("eyes", "ears", "nose", "mouth"), ("eyes", "nose"), ("mouth",)])
+def test_consistentids_caption_is_the_authors():
+    """As their functions make it of their standing sentence: reordered by part, each phrase with a comma."""
+    clip, every = Clip(64, "l"), [part for part, _ in consistentid.REGIONS]
+    text, places = consistentid.captioned(clip, "a man", every)
+    assert text == "a manDetail:The person has one face, two ears, two eyes, one nose, and one mouth,"
+    assert [clip.ids(text)[place - 1] for place in places] == [
+        clip.words[word] for word in ("face", "ears", "eyes", "nose", "mouth")
+    ]
+    text, _ = consistentid.captioned(clip, "a man", every, consistentid.SDXL)
+    assert text == "a man; Detail:The person has one face, two ears, two eyes, one nose, and a mouth,"
+    assert consistentid.captioned(clip, "", ["eyes", "nose"])[0] == "Detail:two eyes, one nose,"
+
+
+def test_consistentid_hands_the_parts_over_by_label():
+    """The words stand in another order, so eyes and ears change places: it was trained that way."""
+    assert [part for part, _ in consistentid.REGIONS] == ["face", "eyes", "ears", "nose", "mouth"]
+
+
+def test_consistentid_of_sdxl_goes_without_caption_and_opposite_at_first(tmp_path):
+    sizes = {"widths": tiny.SDXL, "context": 128, "seen": 64}
+    adapter, clip = load(tmp_path, "consistentid", **sizes), Clip(128)
+    assert adapter.text.version is consistentid.SDXL and adapter.project.shortcut
+    known = Evidence(random(1, 24), unseen=random(1, 5, 64), regions={"nose": random(5, 64)})
+    (early, late), (plain, against) = adapter.text.write(clip, "a man", "ugly", known, 0.6, "")
+    assert (early.start, early.end, late.start, late.end) == (plain.start, plain.end, against.start, against.end)
+    assert (early.end, late.start, late.end) == (0.6, 0.6, 1.0)
+    assert [clip.word(early.text, n) for n in (1, 2, 3)] == [clip.words["a"], clip.words["man"], END]
+    assert clip.word(plain.text, 1) == clip.words["ugly"]
+    changed = [n for n in range(LENGTH) if clip.word(against.text, n) is None]
+    assert changed == [n for n in range(LENGTH) if clip.word(late.text, n) is None] and len(changed) == 1
+
+
+@pytest.mark.parametrize("seen", [("face", "eyes", "ears", "nose", "mouth"), ("eyes", "nose"), ("mouth",)])
 def test_consistentid_changes_the_words_of_the_parts_that_were_seen(tmp_path, seen):
     adapter, clip = load(tmp_path, "consistentid", seen=64), Clip(64, "l")
     known = Evidence(random(1, 24), unseen=random(1, 5, 64), regions={part: random(5, 64) for part in seen})
@@ -139,6 +171,10 @@ def test_consistentid_without_parts_is_the_plain_prompt(tmp_path):
 def test_consistentid_puts_the_caption_first_where_the_prompt_is_long():
     clip = Clip(64, "l")
     text, places = consistentid.captioned(clip, " ".join(["very"] * 74), ["eyes", "nose"])
+    # The authors count a marker behind each phrase: 65 words, "veryDetail : two eyes , one nose ," are 8, two markers
+    # and both ends make 77.
+    assert consistentid.captioned(clip, " ".join(["very"] * 66), ["eyes", "nose"])[0].startswith("very")
+    assert consistentid.captioned(clip, " ".join(["very"] * 67), ["eyes", "nose"])[0].startswith("Detail")
     assert text.startswith("Detail:two eyes,") and " Caption:very" in text and max(places) < LENGTH
     assert [clip.ids(text)[place - 1] for place in places] == [clip.words["eyes"], clip.words["nose"]]
 

@@ -135,7 +135,9 @@ def make(name, widths=None, context=None, vector=24, seen=1024, seed=0, vit=64):
     if name == "faceid-portrait":
         return {"image_proj": mlp(r, vector, context, 16), "ip_adapter": attention}
     if name in ("faceid-plus", "faceid-plus-v2", "kolors-faceid-plus"):
-        inner = {**mlp(r, vector, context, 4), **under("perceiver_resampler", perceiver(r, context, seen, context))}
+        # Kolors' tokens are as wide as its text before the model's entrance.
+        wide = context * 3 // 2 if name.startswith("kolors") else context
+        inner = {**mlp(r, vector, wide, 4), **under("perceiver_resampler", perceiver(r, wide, seen, wide))}
         changes = {} if name.startswith("kolors") else low_rank(r, widths, context)
         return {"image_proj": inner, "ip_adapter": attention | changes}
     if name in ("instantid", "portrait-unnorm"):

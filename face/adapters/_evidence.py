@@ -20,9 +20,9 @@ from ..embed import align
 from ..errors import BadInput, BadModelFile, MissingModel
 from ..geometry import FFHQ_512, similarity, transform, warp
 from ..host import STANDALONE, Host
-from ..parse import AUTO, parse, where
+from ..parse import AUTO, enclosed, parse, where
 from ..types import Person, Reference
-from . import POPULAR, Evidence, Feature, IdAdapter, vectors_of
+from . import AUTHORS, NOTHING, POPULAR, Evidence, Feature, IdAdapter, vectors_of
 from ._checkpoint import read
 from ._eva import eva
 from .consistentid import REGIONS
@@ -110,13 +110,17 @@ def nothing(feature: Feature, recipe: str) -> Tensor:
 
 
 def regions(reference: Reference, size: int, host: Host) -> dict[str, Tensor]:
-    """Per part of ConsistentID (1, 3, S, S) normalised pixels: the picture, black but for the part's own pixels."""
+    """Per part of ConsistentID (1, 3, S, S) normalised pixels: the picture, black but for the part's own pixels.
+
+    What a part encloses is its own: the face has eyes and mouth.
+    """
     labels = parse(reference.image, reference.face, host=host)
     found: dict[str, Tensor] = {}
-    for label, part in REGIONS:
-        mask = where(labels, (label,))
-        if bool(mask.any()):
-            found[part] = normalise(fitted(head(reference) * mask, size))
+    for part, names in REGIONS:
+        masks = (where(labels, (name,)) for name in names)
+        mask = next((mask for mask in masks if bool(mask.any())), None)
+        if mask is not None:
+            found[part] = normalise(fitted(head(reference) * enclosed(mask), size))
     return found
 
 
@@ -148,10 +152,17 @@ def _eva_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def evidence(
-    adapter: IdAdapter, person: Person, encoder: Encoder | None = None, *, recipe: str, host: Host = STANDALONE
+    adapter: IdAdapter,
+    person: Person,
+    encoder: Encoder | None = None,
+    *,
+    recipe: str,
+    host: Host = STANDALONE,
+    words: bool = True,
 ) -> Evidence:
     """What ``adapter`` takes of ``person``. ``encoder``: the one that its feature names, where that is a CLIP.
 
+    ``words``: for its prompt writer; else for its projector. Nothing is looked at that the one asked does not use.
     Raises BadInput where the encoder is missing or another one, MissingModel where PuLID's is.
     """
     vectors = vectors_of(person, adapter)
@@ -161,7 +172,8 @@ def evidence(
     feature = adapter.feature
     if feature is None:
         return Evidence(vectors)
-    pixels = cut(feature, person.references, recipe, host)
+    in_words = words and adapter.text is not None
+    pixels = cut(feature, person.references[:1] if in_words else person.references, recipe, host)
     if feature.encoder.startswith("eva02"):
         tensors = _eva_tensors(eva_file(host))
         answers = [eva(tensors, one[None]) for one in pixels]
@@ -180,8 +192,12 @@ def evidence(
             f"{adapter.title} was trained on {feature.encoder}, whose tokens are {feature.width} wide; those of the "
             f"connected image encoder are {seen.shape[-1]}. Load the other one."
         )
-    parts: dict[str, Tensor] = {}
-    if adapter.format == "consistentid":
-        shown_parts = regions(person.references[0], feature.size, host)
-        parts = {part: see(one)[0].float().cpu() for part, one in shown_parts.items()}
-    return Evidence(vectors, seen.float().cpu(), see(nothing(feature, recipe)).float().cpu(), regions=parts)
+    seen, unseen = seen.float().cpu(), None
+    if feature.blank and recipe == AUTHORS:
+        unseen = torch.zeros_like(seen[:1])
+    elif in_words or recipe != NOTHING:
+        unseen = see(nothing(feature, recipe)).float().cpu()
+    if not in_words:
+        return Evidence(vectors, seen, unseen)
+    shown = regions(person.references[0], feature.size, host)
+    return Evidence(vectors, seen, unseen, regions={part: see(one)[0].float().cpu() for part, one in shown.items()})

@@ -46,7 +46,8 @@ def paired(vectors: Tensor, seen: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PlusProjector:
-    """The unconditional rows get zeros for the vector and what the encoder makes of ``Evidence.unseen`` pictures."""
+    """The unconditional rows get zeros for the vector and ``Evidence.unseen``, what the encoder makes of nothing (of
+    Kolors: zeros, too)."""
 
     tensors: Mapping[str, Tensor]
     shortcut: bool
@@ -54,11 +55,13 @@ class PlusProjector:
     def __call__(self, evidence: Evidence, choices: Choices) -> tuple[Tensor, Tensor | None]:
         net = Net(self.tensors)
         vectors, seen, unseen = evidence.vectors, evidence.seen, evidence.unseen
-        if seen is None or unseen is None:
-            raise ValueError("FaceID-Plus needs the encoder's view of the face and of nothing")
+        if seen is None:
+            raise ValueError("FaceID-Plus needs the encoder's view of the face")
         positive = project(net, vectors, paired(vectors, seen), self.shortcut, choices.structure)
         if choices.recipe == NOTHING:
             return joined(positive.unbind(0)), None
+        if unseen is None:
+            raise ValueError("FaceID-Plus needs the encoder's view of nothing")
         nobody = unseen.expand(len(vectors), -1, -1)
         negative = project(net, torch.zeros_like(vectors), nobody, self.shortcut, choices.structure)
         return joined(positive.unbind(0)), joined(negative.unbind(0))
@@ -77,21 +80,23 @@ class _FaceIDPlus:
             and "image_proj.proj.2.weight" in file
             and plain(file)
             # Kolors' file changes nothing of its base model.
-            and ("ip_adapter.0.to_q_lora.down.weight" not in file) == self.kolors
+            and not (self.kolors and "ip_adapter.0.to_q_lora.down.weight" in file)
         )
 
     def likely(self, file: Checkpoint) -> bool:
-        return True
+        # Only Kolors' tokens are of another width than its layers take: they go through the model's entrance.
+        through = file.shape("image_proj.norm.weight") != file.shape("ip_adapter.1.to_k_ip.weight")[1:]
+        return through == self.kolors
 
     def load(self, file: Checkpoint) -> IdAdapter:
         file.only("image_proj", (*PROJECTOR, *PERCEIVER), self.title)
         file.only("ip_adapter", (*KEYS, *LOW_RANK), self.title)
         keys, values = keys_and_values(file)
-        dimension = file.shape("image_proj.proj.0.weight")[1]
-        width = file.shape("image_proj.perceiver_resampler.proj_in.weight")[1]
+        dimension = file.takes("image_proj.proj.0.weight")
+        width = file.takes("image_proj.perceiver_resampler.proj_in.weight")
         if self.kolors:
             recogniser = Recogniser("glintr100", "antelopev2", False, dimension)
-            feature = Feature("clip-l-336", "box", 336, width)
+            feature = Feature("clip-l-336", "box", 336, width, blank=True)
         else:
             recogniser = Recogniser("w600k_r50", "buffalo_l", True, dimension)
             feature = Feature("clip-h", "aligned", 224, width)
@@ -106,6 +111,7 @@ class _FaceIDPlus:
             recogniser=recogniser,
             feature=feature,
             strength=0.8 if self.kolors else 1.0,
+            context=file.takes("image_proj.perceiver_resampler.proj_out.weight"),
         )
 
 

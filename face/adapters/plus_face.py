@@ -47,10 +47,14 @@ class SeenProjector:
     def __call__(self, evidence: Evidence, choices: Choices) -> tuple[Tensor, Tensor | None]:
         net = Net(self.tensors)
         seen, unseen = evidence.seen, evidence.unseen
-        if seen is None or unseen is None:
-            raise ValueError("this adapter needs the encoder's view of the face and of nothing")
+        if seen is None:
+            raise ValueError("this adapter needs the encoder's view of the face")
         positive = self.network(net, seen.mean(0, keepdim=True))
-        return positive, None if choices.recipe == NOTHING else self.network(net, unseen)
+        if choices.recipe == NOTHING:
+            return positive, None
+        if unseen is None:
+            raise ValueError("this adapter needs the encoder's view of nothing")
+        return positive, self.network(net, unseen)
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,13 @@ class _PlusFace:
         return "image_proj.latents" in file and "image_proj.proj_in.weight" in file
 
     def likely(self, file: Checkpoint) -> bool:
-        return self.full or file.shape("image_proj.proj_in.weight")[1] >= IDENTITY_WIDTH
+        return self.full or file.takes("image_proj.proj_in.weight") >= IDENTITY_WIDTH
 
     def load(self, file: Checkpoint) -> IdAdapter:
         file.only("image_proj", FULL if self.full else RESAMPLER, self.title)
         file.only("ip_adapter", KEYS, self.title)
         keys, values = keys_and_values(file)
-        width = file.shape("image_proj.proj.0.weight" if self.full else "image_proj.proj_in.weight")[1]
+        width = file.takes("image_proj.proj.0.weight" if self.full else "image_proj.proj_in.weight")
         return IdAdapter(
             format=self.name,
             title=self.title,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BadInput
@@ -22,8 +23,7 @@ LABELS = (
     "earring", "nose", "mouth", "upper lip", "lower lip", "neck", "necklace", "cloth", "hair", "hat",
 )  # fmt: skip
 """The classes of CelebAMask-HQ (Lee et al. 2020, arXiv 1907.11922) in the order of face-parsing.PyTorch. ``mouth`` is
-what
-shows between the lips. Which side is left depends on the network: they were trained on mixed data."""
+what shows between the lips. Which side is left depends on the network: they were trained on mixed data."""
 
 MESH = "mesh"
 AUTO = "auto"
@@ -70,3 +70,30 @@ def where(labels: Tensor, names: Iterable[str]) -> Tensor:
     """(H, W) float32, 1 where ``labels`` (H, W) is one of ``names``."""
     wanted = torch.tensor([LABELS.index(name) for name in names])
     return torch.isin(labels, wanted).float()
+
+
+def enclosed(mask: Tensor) -> Tensor:
+    """``mask`` (H, W) of 0 and 1 with its holes filled: all that cannot be reached from the border without crossing it.
+
+    Steps are to the four neighbours. Each round goes as far as it gets in the four directions, not one pixel.
+    """
+    wall = F.pad(mask, (1, 1, 1, 1)) > 0
+    outside = ~wall
+    outside[1:-1, 1:-1] = False
+    count = -1
+    while int(outside.sum()) != count:
+        count = int(outside.sum())
+        for axis in (0, 1):
+            for flip in (False, True):
+                outside = _swept(outside, wall, axis, flip)
+    return (~outside)[1:-1, 1:-1].float()
+
+
+def _swept(outside: Tensor, wall: Tensor, axis: int, flip: bool) -> Tensor:
+    """``outside`` carried along ``axis`` to the next ``wall``."""
+    if flip:
+        return _swept(outside.flip(axis), wall.flip(axis), axis, False).flip(axis)
+    order = torch.arange(outside.shape[axis]).expand_as(outside.movedim(axis, -1)).movedim(-1, axis)
+    start = torch.where(outside, order, -1).cummax(axis).values
+    stop = torch.where(wall, order, -1).cummax(axis).values
+    return (start > stop) & ~wall
