@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from likeness.face import adapters, applying
-from likeness.face.adapters import AUTO, Choices, Evidence, formats, load
+from likeness.face.adapters import AUTO, Choices, Evidence, _evidence, formats, load
 from likeness.face.adapters._checkpoint import read
 from likeness.face.adapters._evidence import Encoder
 from likeness.face.applying import Options
@@ -80,6 +80,18 @@ def test_no_tensor_of_a_file_is_left_out_in_silence(tmp_path, name):
     path = tiny.write(tmp_path / "more.bin", made)
     with pytest.raises(BadModelFile, match=r"holds 1 tensors that it does not have.*stranger"):
         load(path, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_group_of_a_file_is_left_out_in_silence(tmp_path, name):
+    path = tiny.write(tmp_path / "more.safetensors", {**tiny.make(name), "stranger": {"weight": torch.zeros(2)}})
+    with pytest.raises(BadModelFile, match=r"stranger|is no .* file"):
+        load(path, name)
+
+
+def test_the_base_model_in_a_consistentid_file_is_passed_over(tmp_path):
+    made = {**tiny.make("consistentid"), "unet": {"conv_in.weight": torch.zeros(2)}}
+    assert load(tiny.write(tmp_path / "c.safetensors", made)).format == "consistentid"
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("photomaker", "photomaker-v2", "arc2face")])
@@ -229,6 +241,111 @@ def test_an_encoder_runs_only_for_a_format_that_uses_its_answer(file):
     assert tokens(plus, who, eye, structure=0.5) is not first
 
 
+@pytest.mark.parametrize("name", ["faceid-plus", "plus-face", "kolors-faceid-plus"])
+def test_no_encoder_looks_at_nothing_for_rows_that_get_nothing(file, name):
+    eye = Eye()
+    assert (
+        tokens(
+            load(file(name), name),
+            identity(model="glintr100" if "kolors" in name else "w600k_r50"),
+            eye,
+            recipe="nothing",
+        ).negative
+        is None
+    )
+    assert eye.asked == 1
+
+
+def test_consistentids_parts_are_looked_at_for_its_words_alone(file, monkeypatch):
+    one, who, asked = load(file("consistentid")), identity(references=2), []
+    monkeypatch.setattr(_evidence, "regions", lambda *_: {"nose": torch.zeros(1, 3, 8, 8)})
+
+    def look(pixels):
+        asked.append(pixels.shape)
+        return torch.zeros(len(pixels), 5, 1024)
+
+    encoder = Encoder(look, look)
+    applying.tokens_for(one, who, who.people[0], encoder, Options())
+    assert [shape[0] for shape in asked] == [2, 1] and asked[0][-1] == 224
+    known = _evidence.evidence(one, who.people[0], encoder, recipe="authors")
+    assert set(known.regions) == {"nose"} and asked[-1][-1] == 8
+
+
+def test_kolors_gives_zeros_where_others_show_nothing(file):
+    eye, one = Eye(), load(file("kolors-faceid-plus"))
+    who = identity("glintr100")
+    found = tokens(one, who, eye)
+    assert eye.asked == 1
+    seen = torch.zeros(1, 5, 1024)
+    expected = one.project(Evidence(torch.zeros(1, 24), seen, seen), Choices())[0]
+    torch.testing.assert_close(found.negative, expected)
+    tokens(one, who, eye, recipe="popular")
+    assert eye.asked == 3
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("name", ["pulid", "pulid-v1.1"])
+def test_pulids_sides_have_as_many_tokens_however_many_pictures(file, name, pictures):
+    """v1 joins as many nobodies as people, the identity's tokens of each; v1.1 always answers its own number."""
+    one = load(file(name))
+    layers = tuple(torch.randn(pictures, 10, 64) for _ in range(5))
+    positive, negative = one.project(
+        Evidence(torch.randn(1, 24), torch.randn(pictures, 1, 768), None, layers), Choices()
+    )
+    assert positive.shape == negative.shape
+    assert positive.shape[1] == (8 if name == "pulid-v1.1" else 10 + 5 * (pictures - 1))
+    if name == "pulid":
+        assert torch.equal(negative[:, 10:15], negative[:, :5]) or pictures == 1
+
+
+def test_a_plus_file_without_its_lora_is_not_taken_for_kolors(tmp_path):
+    made = tiny.make("faceid-plus")
+    made["ip_adapter"] = {name: t for name, t in made["ip_adapter"].items() if "lora" not in name}
+    with pytest.raises(BadModelFile, match="may be faceid-plus or faceid-plus-v2"):
+        load(tiny.write(tmp_path / "p.safetensors", made))
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.flatten()[:5], lambda t: t[:, :-1], lambda t: t * float("nan")])
+@pytest.mark.parametrize(
+    "where", ["image_proj.proj.0.weight", "image_proj.proj.2.weight", "ip_adapter.3.to_k_ip.weight"]
+)
+def test_damaged_tensors_are_refused_in_a_sentence(tmp_path, where, damage):
+    made = tiny.make("faceid")
+    group, _, name = where.partition(".")
+    made[group][name] = damage(made[group][name])
+    with pytest.raises((BadModelFile, BadInput), match=r"should be a layer|fit together|no numbers|different"):
+        one = load(tiny.write(tmp_path / "f.bin", made))
+        if one.recogniser.dimension == 24:
+            tokens(one, identity()).projected()
+        else:
+            one.shown(Evidence(torch.randn(1, 24)), Choices())
+
+
+def test_a_layer_missing_between_others_is_not_skipped(tmp_path):
+    made = tiny.make("plus-face")
+    made["image_proj"] = {name.replace("layers.1.", "layers.2."): t for name, t in made["image_proj"].items()}
+    one = load(tiny.write(tmp_path / "p.bin", made))
+    with pytest.raises(BadModelFile, match=r"layers.1 are missing"):
+        tokens(one, identity(), Eye())
+
+
+@pytest.mark.parametrize("odd", [b"", b"\0", b"PK\3\4 not a zip", b"<html>", bytes(range(256)) * 9])
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_any_bytes_are_refused_in_a_sentence(tmp_path, odd, ending):
+    (tmp_path / f"x{ending}").write_bytes(odd)
+    with pytest.raises(BadModelFile, match=f"x{ending}"):
+        load(tmp_path / f"x{ending}")
+
+
+def test_odd_dictionaries_are_refused_in_a_sentence(tmp_path):
+    endless = {"t": torch.ones(1)}
+    endless["self"] = endless
+    for name, made in (("a", endless), ("b", {"t": torch.ones(2, 2).to_sparse()}), ("c", [torch.ones(1)])):
+        torch.save(made, tmp_path / f"{name}.bin")
+        with pytest.raises(BadModelFile, match=r"hold themselves|sparse|holds no tensors"):
+            load(tmp_path / f"{name}.bin")
+
+
 def test_changing_only_the_strength_makes_nothing_new(file):
     one, who = load(file("faceid")), identity()
     first = apply("a", tokens(one, who), layout(), strength=1.0)
@@ -304,7 +421,11 @@ def test_kolors_tokens_go_through_the_models_own_entrance(file):
     with torch.no_grad():
         torch.testing.assert_close(applied.tokens.positive, wide(given.positive))
     assert apply("kolors", given, replace(layout(), entrance=wide)).tokens is applied.tokens
-    assert made["image_proj"]["norm.weight"].shape == (64,)
+    assert made["image_proj"]["norm.weight"].shape == (96,) and one.base.endswith("with text 96 wide")
+    with pytest.raises(BadInput, match=r"is made for .* text 96 wide, but the model is .* text 64 wide"):
+        apply("kolors", given, layout())
+    with pytest.raises(BadInput, match=r"is made for .* text 64 wide, but the model is .* text 96 wide"):
+        apply("FaceID", tokens(load(file("faceid")), identity()), replace(layout(), entrance=wide))
 
 
 @pytest.mark.parametrize("form", ["diffusers", "processor", "peft"])

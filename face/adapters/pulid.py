@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from ..errors import BadModelFile
 from . import NOTHING, Choices, Evidence, Feature, IdAdapter, Recogniser, formats, joined
 from ._checkpoint import Checkpoint
 from ._layers import KEYS, keys_and_values, plain
@@ -20,8 +21,6 @@ from ._net import Net
 
 SCALES = 5
 """Hidden states of the encoder that are used."""
-FIRST = 5
-"""Tokens that come from the identity vector."""
 POOLED = 768
 """Width of EVA02-CLIP-L's pooled answer."""
 
@@ -71,6 +70,11 @@ def id_former(net: Net, known: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
     state = torch.cat([latents.expand(len(known), -1, -1), x], 1)
     blocks = list(net.numbered("layers"))
     each = len(blocks) // SCALES
+    if not each or len(blocks) % SCALES:
+        raise BadModelFile(
+            f"this PuLID has {len(blocks)} layers, but as many belong to each of {SCALES} hidden states. The file is "
+            "cut off; use the published one."
+        )
     for n, layer in enumerate(layers):
         context = torch.cat([x, net.ladder(layer, f"mapping_{n}")], 1)
         for block in blocks[n * each : (n + 1) * each]:
@@ -103,8 +107,10 @@ class PuLIDProjector:
         positive = self.joined(net, known, layers)
         if choices.recipe == NOTHING:
             return positive, None
-        nothing = tuple(torch.zeros_like(layer[:1]) for layer in layers)
-        return positive, self.network(net, torch.zeros_like(known[:1]), nothing)
+        # v1 joins as many nobodies as pictures, v1.1 asks for one.
+        count = len(known) if self.network is id_encoder else 1
+        nothing = tuple(torch.zeros_like(layer[:count]) for layer in layers)
+        return positive, self.joined(net, torch.zeros_like(known[:count]), nothing)
 
     def joined(self, net: Net, known: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
         """(1, T, D): several pictures of one person together, as the authors join them."""
@@ -113,7 +119,7 @@ class PuLIDProjector:
         if self.network is id_encoder:
             # app.py of v1: all tokens of the first picture, of the others those of the identity vector.
             first, *others = self.network(net, known, layers).unbind(0)
-            return joined([first, *(tokens[:FIRST] for tokens in others)])
+            return joined([first, *(tokens[:-SCALES] for tokens in others)])
         return self.network(net, known[None], tuple(layer.flatten(0, 1)[None] for layer in layers))
 
 
@@ -137,10 +143,9 @@ class _PuLID:
         file.only("image_proj", self.patterns, self.title)
         file.only("ip_adapter", KEYS, self.title)
         keys, values = keys_and_values(file)
-        net = Net(file.group("image_proj"))
-        vit = net["mapping_0.0.weight"].shape[1]
+        vit = file.takes("image_proj.mapping_0.0.weight")
         # The vector and the encoder's pooled answer come joined; where one ends the file does not tell.
-        takes = net[self.mark].shape[1]
+        takes = file.takes(f"image_proj.{self.mark}")
         return IdAdapter(
             format=self.name,
             title=self.title,
