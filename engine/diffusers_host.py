@@ -16,6 +16,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -84,21 +85,40 @@ def layout_of(unet: Any) -> tuple[Layout, list[str]]:
     return Layout(tuple(sites), context, entrance), [match[0] for match in found]
 
 
+FUSED = (
+    "this adapter changes single projections of the model's attention, but they are fused: call the pipeline's "
+    "unfuse_qkv_projections() first"
+)
+
+
+def fused(attention: Any) -> bool:
+    """Whether an attention layer computes by fused projections. Its own mark stays on when they are unfused again."""
+    return type(attention.processor).__name__.startswith("Fused")
+
+
 @dataclass(eq=False)
 class Listening:
     """The hooks of one network, and what was prepared for the model call that is running."""
 
     unet: Any
     call: Call | None = None
+    changed: bool = False
+    """Whether an adapter changes the network's own layers."""
+    _names: list[str] = field(default_factory=list)
     _hooked: dict[int, tuple[Any, Any, list[Any]]] = field(default_factory=dict)
     """Per site the two modules that are listened to, and how to stop."""
     _queries: dict[int, Tensor] = field(default_factory=dict)
 
     def listen(self) -> None:
-        """Put the hooks on every cross-attention layer; where a layer has been exchanged since, on the new one."""
-        _, names = layout_of(self.unet)
-        for site, name in enumerate(names):
+        """Put the hooks on every cross-attention layer; where a layer has been exchanged since, on the new one.
+
+        Raises BadInput where projections are fused whose weights an adapter changes: they would be passed by.
+        """
+        self._names = self._names or layout_of(self.unet)[1]
+        for site, name in enumerate(self._names):
             attention: Any = self.unet.get_submodule(name)
+            if self.changed and fused(attention):
+                raise BadInput(FUSED)
             query, output = attention.to_q, attention.to_out[0]
             if site in self._hooked:
                 known_query, known_output, handles = self._hooked[site]
@@ -268,8 +288,13 @@ def apply(
     ``adapter``: a loaded one or its file; ``strength``: None is what its authors recommend, 0 changes nothing; ``mask``
     (h, w) or (P, h, w) in [0, 1], where it acts; ``image_encoder``: a transformers CLIP vision model, for formats that
     look at the person's pictures (the pipeline's own by default). May be called several times: identities add up.
-    InstantID's tokens also go to the pipeline's ControlNet. Raises BadInput, ContractMismatch, BadModelFile.
+    InstantID's tokens also go to the pipeline's ControlNet. Nothing is put on where it raises BadInput,
+    ContractMismatch or BadModelFile.
     """
+    if not hasattr(pipe, "unet"):
+        raise BadInput(f"a {type(pipe).__name__} has no U-Net; give a StableDiffusionPipeline or its SDXL sibling")
+    if not isfinite(lora_strength):
+        raise BadInput(f"the LoRA's strength must be a number; got {lora_strength}")
     loaded = adapter if isinstance(adapter, IdAdapter) else adapters.load(Path(adapter), format)
     strength = loaded.strength if strength is None else strength
     settings = options or Options()
@@ -280,6 +305,11 @@ def apply(
             "Identity Prompt), or encode the prompt with face.adapters' PromptWriter and pass prompt_embeds."
         )
     loaded.check(identity, settings.any_recogniser)
+    if len(identity.people) != 1:
+        raise BadInput(
+            f"the identity holds {', '.join(identity.names)}: apply them one by one, each with a mask of its own, or "
+            "blend them first"
+        )
     if strength == 0:
         return loaded
     encoder = _encoder(image_encoder if image_encoder is not None else getattr(pipe, "image_encoder", None))
@@ -294,11 +324,17 @@ def apply(
         layer_weights=layer_weights,
         start=start,
         end=end,
-        mask=mask,
+        mask=None if mask is None else torch.as_tensor(mask),
         scaling=settings.scaling,
         mode=mode,
         zeros=zeros,
     )
+    reader = _identity_net(pipe, loaded)
+    changes = dict(_changes(loaded, names)) if lora_strength else {}
+    if changes and any(fused(pipe.unet.get_submodule(name)) for name in names):
+        raise BadInput(FUSED)
+    for path, change in changes.items():
+        _fits(pipe.unet.get_submodule(path), change, loaded)
     attached = _attached.get(pipe)
     if attached is None:
         attached = _attached[pipe] = _Attached(Listening(pipe.unet))
@@ -306,12 +342,11 @@ def apply(
         before = pipe.unet.register_forward_pre_hook(_beginner(pipe, attached), with_kwargs=True)
         attached.handles.append(before)
     attached.applied.append(one)
-    control = getattr(pipe, "controlnet", None)
-    if loaded.format == "instantid" and control is not None:
-        first = control.nets[0] if hasattr(control, "nets") else control
-        attached.handles.append(first.register_forward_pre_hook(_instead_of_text(pipe, tokens), with_kwargs=True))
-    if loaded.low_rank and lora_strength:
-        attached.handles += _low_rank(pipe.unet, loaded, lora_strength, names)
+    if reader is not None:
+        attached.handles.append(reader.register_forward_pre_hook(_instead_of_text(pipe, tokens), with_kwargs=True))
+    if changes:
+        attached.listening.changed = True
+        attached.handles += _low_rank(pipe.unet, changes, lora_strength)
     return loaded
 
 
@@ -324,7 +359,32 @@ def remove(pipe: Any) -> None:
 
 def _sides(pipe: Any) -> list[int]:
     """The places of the conditionings in a pipeline's batch: with guidance the negative one comes first."""
-    return [1, 0] if pipe.do_classifier_free_guidance else [0]
+    # A pipeline that has not run yet does not know; then somebody asks its U-Net directly.
+    return [1, 0] if getattr(pipe, "do_classifier_free_guidance", False) else [0]
+
+
+def _identity_net(pipe: Any, adapter: IdAdapter) -> Any:
+    """The pipeline's ControlNet (the first of several) if the adapter has one to it. BadInput for another family's."""
+    control = getattr(pipe, "controlnet", None)
+    if adapter.format != "instantid" or control is None:
+        return None
+    first = control.nets[0] if hasattr(control, "nets") else control
+    width = first.config.cross_attention_dim
+    if width != adapter.context_width:
+        raise BadInput(
+            f"the pipeline's ControlNet reads text {width} wide, {adapter.title}'s tokens are {adapter.context_width}: "
+            "it is one of another family. Load InstantID's IdentityNet (its ControlNetModel)."
+        )
+    return first
+
+
+def _fits(layer: Any, change: adapters.LowRank, adapter: IdAdapter) -> None:
+    """Raise BadInput unless ``change`` is one of ``layer``."""
+    if tuple(layer.weight.shape) != (change.up.shape[0], change.down.shape[1]):
+        raise BadInput(
+            f"{adapter.title} changes a layer of {change.up.shape[0]}×{change.down.shape[1]} weights, which this model "
+            f"has as {'×'.join(map(str, layer.weight.shape))}. Use the base model that the adapter was trained on."
+        )
 
 
 def _beginner(pipe: Any, attached: _Attached) -> Any:
@@ -335,6 +395,7 @@ def _beginner(pipe: Any, attached: _Attached) -> Any:
         sample: Tensor = inputs[0] if inputs else more["sample"]
         timestep: Any = inputs[1] if len(inputs) > 1 else more["timestep"]
         now = tuple(attached.applied)
+        attached.listening.listen()
         if not all(one.always for one in now):
             # Only a window costs a look at the device, once a model call.
             value = timestep.reshape(-1)[0] if isinstance(timestep, Tensor) else timestep
@@ -348,7 +409,6 @@ def _beginner(pipe: Any, attached: _Attached) -> Any:
         for one in now:
             check_mask(one, *latent)
         pictures = tuple(range(len(sample) // len(places)))
-        attached.listening.listen()
         attached.listening.call = prepare(now, roles, pictures, latent, sample.device, sample.dtype)
 
     return begin
@@ -380,10 +440,10 @@ def _changes(adapter: IdAdapter, names: Sequence[str]) -> Generator[tuple[str, a
         yield f"{attention}.to_{which}{'.0' if which == 'out' else ''}", change
 
 
-def _low_rank(unet: Any, adapter: IdAdapter, strength: float, names: Sequence[str]) -> list[Any]:
-    """Hooks that add the adapter's change to what each of the layers answers; the weights stay as they are."""
+def _low_rank(unet: Any, changes: Mapping[str, adapters.LowRank], strength: float) -> list[Any]:
+    """Hooks that add the changes to what the layers at their paths answer; the weights stay as they are."""
     handles: list[Any] = []
-    for path, change in _changes(adapter, names):
+    for path, change in changes.items():
         kept: dict[Any, tuple[Tensor, Tensor]] = {}
 
         def add(

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -222,7 +223,71 @@ def test_what_does_not_fit_is_refused_and_leaves_the_pipeline_alone(sd15, adapte
         host.apply(adapter("arc2face", "sd15"), identity("arcface", 512), sd15)
     with pytest.raises(BadInput, match="has no mode 'style'"):
         host.apply(adapter("faceid-portrait", "sd15"), identity(), sd15, options=Options(mode="style"))
+    for wrong in ({"strength": float("nan")}, {"lora_strength": float("inf")}, {"mask": torch.zeros(0, 8, 8)}):
+        with pytest.raises(BadInput, match=r"strength must be|the mask must"):
+            host.apply(adapter("faceid", "sd15"), identity(), sd15, **wrong)
+    with pytest.raises(BadInput, match="a str has no U-Net"):
+        host.apply(adapter("faceid", "sd15"), identity(), "sd15")
+    with pytest.raises(BadInput, match=r"holds p0, p1: apply them one by one"):
+        host.apply(adapter("faceid", "sd15"), identity(people=2), sd15)
+    narrow = adapter("faceid", "sd15")
+    change = narrow.low_rank[4, "q"]
+    changed = replace(narrow, low_rank={**narrow.low_rank, (4, "q"): replace(change, down=change.down[:, :-1])})
+    with pytest.raises(BadInput, match=r"changes a layer of 64×63 weights, which this model has as 64×64"):
+        host.apply(changed, identity(), sd15)
     assert hooks(sd15.unet) == count
+
+
+def test_fused_projections_are_refused_where_they_would_pass_an_adapters_changes_by(sd15, adapter):
+    host.apply(adapter("faceid", "sd15"), identity(), sd15)
+    before = drawn(sd15)
+    sd15.fuse_qkv_projections()
+    with pytest.raises(BadInput, match="unfuse_qkv_projections"):
+        drawn(sd15)
+    sd15.unfuse_qkv_projections()
+    assert torch.equal(drawn(sd15), before)
+    host.remove(sd15)
+    sd15.fuse_qkv_projections()
+    count = hooks(sd15.unet)
+    with pytest.raises(BadInput, match="unfuse_qkv_projections"):
+        host.apply(adapter("faceid", "sd15"), identity(), sd15)
+    assert hooks(sd15.unet) == count
+    host.apply(adapter("faceid", "sd15"), identity(), sd15, lora_strength=0)
+
+
+def test_a_run_that_breaks_off_leaves_nothing_behind(sd15, adapter):
+    before, count = drawn(sd15), hooks(sd15.unet)
+    host.apply(adapter("faceid", "sd15"), identity(), sd15)
+    after = drawn(sd15)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    handle = sd15.unet.up_blocks[1].register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(sd15)
+    handle.remove()
+    assert torch.equal(drawn(sd15), after)
+    host.remove(sd15)
+    assert torch.equal(drawn(sd15), before) and hooks(sd15.unet) == count
+
+
+def test_strengths_of_repeated_calls_add_up(sd15, adapter):
+    one = adapter("faceid", "sd15")
+    host.apply(one, identity(), sd15)
+    whole = drawn(sd15)
+    host.remove(sd15)
+    for part in (0.25, 0.75):
+        host.apply(one, identity(), sd15, part, lora_strength=part)
+    assert torch.allclose(drawn(sd15), whole, atol=1e-4)
+
+
+def test_a_model_in_half_precision_stays_so(sd15, adapter):
+    sd15.unet.to(torch.bfloat16)
+    host.apply(adapter("faceid", "sd15"), identity(), sd15)
+    with torch.no_grad():
+        got = sd15.unet(torch.randn(1, 4, 8, 8).bfloat16(), 5, torch.randn(1, 77, 64).bfloat16(), return_dict=False)[0]
+    assert got.dtype == torch.bfloat16 and bool(torch.isfinite(got).all())
 
 
 def test_a_pipeline_is_not_kept_alive(adapter):
@@ -249,6 +314,14 @@ def test_instantids_controlnet_reads_the_identity_where_others_read_the_text(ada
     host.remove(pipe)
     drawn(pipe, 1, image=points)
     assert seen[1].shape == (2, 77, 128)
+
+
+def test_a_controlnet_of_another_family_is_refused(adapter):
+    pipe, count = pipeline("sdxl", control=True), 0
+    pipe.controlnet.register_to_config(cross_attention_dim=64)
+    with pytest.raises(BadInput, match=r"reads text 64 wide, InstantID's tokens are 128.*IdentityNet"):
+        host.apply(adapter("instantid", "sdxl"), identity("glintr100"), pipe)
+    assert hooks(pipe.unet) == hooks(pipe.controlnet) == count
 
 
 def attention_tokens(adapter, who):

@@ -45,7 +45,8 @@ def shared(one, positive):
 def run(base, gold, applied, changes=None, lora=1.0, **more):
     """The U-Net's answer to the fixture's inputs; every row is a picture with a person of its own."""
     net, x = unet(base), gold.inputs
-    handles = [] if changes is None else diffusers_host._low_rank(net, changes, lora, layout_of(net)[1])
+    found = {} if changes is None else dict(diffusers_host._changes(changes, layout_of(net)[1]))
+    handles = diffusers_host._low_rank(net, found, lora)
     if "pooled_text" in x:
         more["added_cond_kwargs"] = {"text_embeds": x["pooled_text"], "time_ids": x["time_ids"]}
     model = SimpleNamespace(dtype=torch.float32)
