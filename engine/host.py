@@ -181,14 +181,14 @@ class EngineHost(StandaloneHost):
     def blocker(self, message: str | None) -> Any:
         return Blocker(message)
 
-    def edited(self) -> bool:
+    def mark(self) -> str | None:
         now = _running.get()
         if now is None:
-            return False
-        from ..nodes.saving import edits_faces
+            return None
+        from ..nodes.saving import mark_of
         from .registry import classes
 
-        return edits_faces(now[0].prompt, now[1], classes())
+        return mark_of(now[0].prompt, (now[1],), classes())
 
     # Diffusion models; loaded when asked for, so that a run without them needs no diffusers.
 

@@ -24,6 +24,7 @@ from ..face.prompt import Written
 from ..face.types import Identity, Person
 from .form import CATEGORY, ID_ADAPTER, IDENTITY, choice, number, socket, switch, text
 from .host import host
+from .saving import DRAWN
 
 MIX, EACH = "together", "one a picture"
 PEOPLE = (MIX, EACH)
@@ -176,6 +177,7 @@ class ApplyIdentityAdapter:
     FUNCTION = "run"
     SHOWS = ("text",)
     SEARCH_ALIASES = ["ipadapter advanced", "apply instantid", "apply pulid", "faceid", "face adapter"]
+    MARK = DRAWN
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -312,6 +314,7 @@ class IdentityControlNet:
     OUTPUT_TOOLTIPS = ("Positive, with the ControlNet.", "Negative, with the ControlNet.")
     FUNCTION = "run"
     SEARCH_ALIASES = ["instantid controlnet", "identitynet"]
+    MARK = DRAWN
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -418,6 +421,7 @@ class RegionalIdentities:
     FUNCTION = "run"
     SHOWS = ("text",)
     SEARCH_ALIASES = ["regional ipadapter", "multiple faces", "two people", "attention mask"]
+    MARK = DRAWN
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -525,6 +529,7 @@ class IdentityPrompt:
     FUNCTION = "run"
     SHOWS = ("text",)
     SEARCH_ALIASES = ["photomaker encode", "arc2face", "consistentid", "trigger word"]
+    MARK = DRAWN
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -27,8 +27,8 @@ class NodeHost(Host, Protocol):
         """The value that stops a branch of the graph: silently for None, else with ``message`` as an error."""
         ...
 
-    def edited(self) -> bool:
-        """Whether what the running node shows may be somebody wearing another's face."""
+    def mark(self) -> str | None:
+        """What has to be written into pictures that the running node shows, if somebody in them was put there."""
         ...
 
     # What follows is about the host's own diffusion models, which only it understands.
@@ -80,8 +80,8 @@ class StandaloneNodeHost(StandaloneHost):
     def blocker(self, message: str | None) -> Any:
         return Blocked(message)
 
-    def edited(self) -> bool:
-        return False
+    def mark(self) -> str | None:
+        return None
 
     def layout(self, model: Any) -> Layout:
         raise _nothing_to_sample_with()

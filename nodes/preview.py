@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..face.image import to_uint8
 from .host import host
-from .saving import EDITED
 
 LIMIT = 16
 """More pictures than this are not written for a preview."""
@@ -28,14 +27,14 @@ SIDE = 1024
 def preview(image: Tensor, text: Iterable[str] = ()) -> dict[str, Any]:
     """The ``ui`` part of a node's answer: ``image`` (B, H, W, 3) as temporary PNGs, and lines of text.
 
-    Where faces were swapped before the node or in it, the PNGs say so in their metadata.
+    Where faces were swapped or people drawn before the node or in it, the PNGs say so in their metadata.
     """
     folder = host().folders("temp")[0]
     folder.mkdir(parents=True, exist_ok=True)
     tag = secrets.token_hex(6)
     marks = PngInfo()
-    if host().edited():
-        marks.add_text("Likeness", EDITED)
+    if mark := host().mark():
+        marks.add_text("Likeness", mark)
     files = [_write(picture, folder / f"likeness_{tag}_{n:03}.png", marks) for n, picture in enumerate(image[:LIMIT])]
     lines = list(text)
     if len(image) > LIMIT:

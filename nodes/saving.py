@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..face.errors import BadInput
 from .host import host
 
-EDITED = "edited: faces swapped"
-"""What a PNG's text ``Likeness`` says of a picture in which somebody wears another's face."""
+SWAPPED, DRAWN = "edited: faces swapped", "generated: a person drawn from an identity"
+"""What a PNG's text ``Likeness`` says of a picture in which somebody wears another's face, or was never there."""
 
 
 def numbered(prefix: str, ending: str) -> tuple[Path, str]:
@@ -58,18 +58,20 @@ def reserve(folder: Path, name: str, ending: str) -> Path:
         ) from error
 
 
-def edits_faces(prompt: Mapping[str, Any], node_id: str, known: Mapping[str, Any]) -> bool:
-    """Whether the node ``node_id`` of an API prompt, or one that feeds it, changes whose face is seen.
+def mark_of(prompt: Mapping[str, Any], node_ids: Iterable[str], known: Mapping[str, Any]) -> str | None:
+    """What nodes of an API prompt, or those that feed them, do to whose face is seen; None for nothing.
 
-    The classes that do (``known``, by their id) have the attribute EDITS_FACES.
+    The classes that do something (``known``, by their id) say what in their attribute MARK.
     """
-    found, todo = {node_id}, [node_id]
+    marks: set[str] = set()
+    found = set(node_ids)
+    todo = list(found)
     while todo:
         node = prompt.get(todo.pop(), {})
-        if getattr(known.get(node.get("class_type", "")), "EDITS_FACES", False):
-            return True
+        if mark := getattr(known.get(node.get("class_type", "")), "MARK", None):
+            marks.add(mark)
         links = [value for value in node.get("inputs", {}).values() if isinstance(value, list) and len(value) == 2]
         feeding = {str(source) for source, _ in links} - found
         found |= feeding
         todo += feeding
-    return False
+    return "; ".join(sorted(marks)) or None

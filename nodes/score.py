@@ -19,7 +19,7 @@ from ..face.score import Limits
 from ..face.types import Contract, Faces, FaceScore, Identity
 from .form import CATEGORY, FACE_SCORE, FACES, IDENTITY, as_json, choice, integer, number, socket, text
 from .host import host
-from .saving import numbered
+from .saving import SWAPPED, numbered
 
 NOTHING, THE_IDENTITY = "nothing", "the identity"
 
@@ -301,15 +301,16 @@ class ScoreReport:
         rows = report.rows(scores.records, same_batch(image, scores), source=source, target=target)
         sheet = report.sheet(rows, title=title, limits=scores.limits)
         record = scores.as_json()
-        saved = self.write(sheet, record, filename_prefix, edited=target is not None or host().edited())
+        mark = host().mark() or (SWAPPED if target is not None else None)
+        saved = self.write(sheet, record, filename_prefix, mark)
         return {"ui": {"images": [saved], "text": [told(scores)]}, "result": (sheet, record)}
 
     @staticmethod
-    def write(sheet: Tensor, record: str, prefix: str, *, edited: bool) -> dict[str, str]:
+    def write(sheet: Tensor, record: str, prefix: str, mark: str | None) -> dict[str, str]:
         """The sheet as PNG and the record as JSON beside it; answers the ``ui`` entry of the picture."""
         path, subfolder = numbered(prefix, ".png")
         marks = PngInfo()
-        marks.add_text("Likeness", json.dumps({"edited": edited, "scores": json.loads(record)}))
+        marks.add_text("Likeness", json.dumps({"mark": mark, "scores": json.loads(record)}))
         Image.fromarray(to_uint8(sheet[0])).save(path, pnginfo=marks, compress_level=4)
         path.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
         return {"filename": path.name, "subfolder": subfolder, "type": "output"}

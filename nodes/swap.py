@@ -13,6 +13,7 @@ from ..face.types import Faces, Identity
 from .form import CATEGORY, FACES, IDENTITY, choice, number, socket
 from .host import host
 from .preview import preview
+from .saving import SWAPPED
 
 
 def told(faces: Faces, swapped: swapping.Swapped) -> list[str]:
@@ -43,7 +44,7 @@ class SwapFaces:
     FUNCTION = "run"
     SHOWS = ("images", "text")
     SEARCH_ALIASES = ["face swap", "reactor", "inswapper", "deepfake"]
-    EDITS_FACES = True
+    MARK = SWAPPED
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -246,7 +246,7 @@ class Peek(Stub):
 
 
 class SwapStub(Stub):
-    EDITS_FACES = True
+    MARK = "edited: faces swapped"
     RETURN_TYPES = ("IMAGE",)
     INPUTS = {"required": {"image": ("IMAGE",)}}
 

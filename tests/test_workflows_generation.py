@@ -10,6 +10,7 @@ from likeness.engine.registry import classes
 from likeness.face.image import load_picture
 from likeness.nodes import host as hosts
 from likeness.tests import tiny_world
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = {file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "workflows" / "api").glob("*.json"))}
@@ -41,6 +42,8 @@ def run(prompt, executor=None):
 def picture(record, prompt, world):
     node = next(n for n, one in prompt.items() if one["class_type"] == "SaveImage")
     (saved,) = record.outputs[node]["images"]
+    with Image.open(world / "out" / saved["filename"]) as file:
+        assert file.info["Likeness"] == "generated: a person drawn from an identity", "the picture is not marked"
     return load_picture(world / "out" / saved["filename"])[0]
 
 

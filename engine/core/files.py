@@ -13,7 +13,7 @@ import torch
 from ...face.errors import BadImage, BadInput
 from ...face.image import load_picture, to_uint8
 from ...nodes.host import host
-from ...nodes.saving import EDITED, reserve
+from ...nodes.saving import reserve
 from ..files import annotated, contained, listing
 
 MAX_SIDE = 16384
@@ -155,8 +155,8 @@ def save_png(
         info.add_text("prompt", json.dumps(prompt))
     for key, value in (extra or {}).items():
         info.add_text(key, json.dumps(value))
-    if host().edited():
-        info.add_text("Likeness", EDITED)
+    if mark := host().mark():
+        info.add_text("Likeness", mark)
     subfolder = folder.relative_to(root).as_posix()
     saved: list[dict[str, str]] = []
     for index, image in enumerate(images):

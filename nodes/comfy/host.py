@@ -23,7 +23,7 @@ from ...face.attention import Applied
 from ...face.attention.sites import Layout
 from ...face.cache import MODELS
 from ...face.host import ADAPTER_FOLDERS, Progress
-from ..saving import edits_faces
+from ..saving import mark_of
 from . import patching
 
 log = logging.getLogger(__name__)
@@ -195,18 +195,16 @@ class ComfyHost:
 
         return ExecutionBlocker(message)
 
-    def edited(self) -> bool:
+    def mark(self) -> str | None:
         from .. import NODE_CLASS_MAPPINGS
 
         server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         node = _running_node(server)
         # One prompt runs at a time; its entry in the queue is (number, id, prompt, …).
         running = getattr(getattr(server, "prompt_queue", None), "currently_running", {})
-        return any(
-            edits_faces(prompt, asked, NODE_CLASS_MAPPINGS)
-            for prompt in (entry[2] for entry in running.values())
-            for asked in (prompt if node is None else (node,))
-        )
+        prompts = [entry[2] for entry in running.values()]
+        marks = (mark_of(prompt, prompt if node is None else (node,), NODE_CLASS_MAPPINGS) for prompt in prompts)
+        return next((mark for mark in marks if mark is not None), None)
 
     def layout(self, model: Any) -> Layout:
         return patching.layout_of(model)[0]
