@@ -123,7 +123,7 @@ class Client:
 
     def text(self, node_id: str, text: str) -> None:
         name = node_id.encode()
-        self.server.send(self.client_id, struct.pack(">II", TEXT, len(name)) + name + text.encode())
+        self.server.send(self.client_id, struct.pack(">II", TEXT, len(name)) + name + text.encode("utf-8", "replace"))
 
 
 class Server:

@@ -60,6 +60,11 @@ def test_spaces_and_case_do_not_count(words):
     assert words.encode("") == words.encode(" \n ") == []
 
 
+def test_half_a_character_is_no_failure(words):
+    """As browsers send it where an emoji was cut in two."""
+    assert words.encode("a man \ud83d") == words.encode("a man ?")
+
+
 def test_special_tokens_may_be_written_out(words):
     assert words.encode("a<|endoftext|>man")[1] == words.end
 

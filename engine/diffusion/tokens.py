@@ -52,6 +52,8 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start and end."""
+        # Half of a character (an emoji that was cut in two) has no bytes.
+        text = text.encode("utf-8", "replace").decode()
         text = " ".join(unicodedata.normalize("NFC", text).lower().split())
         found: list[int] = []
         for part in re.split(f"({'|'.join(map(re.escape, _SPECIAL))})", text):
