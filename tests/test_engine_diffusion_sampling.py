@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from likeness.engine.diffusion import guidance, load
-from likeness.engine.diffusion import sample as sampling_module
+from likeness.engine.diffusion import acting, guidance, load
 from likeness.engine.diffusion.lora import parse
 from likeness.engine.diffusion.model import LowRank, Model, WeightPatch, patched, running, view
 from likeness.engine.diffusion.sample import Settings, noise, sample
@@ -66,7 +65,7 @@ class Listens:
 
     def __init__(self, monkeypatch):
         self.heard, self.unets, self.open = [], [], 0
-        monkeypatch.setattr(sampling_module.importlib, "import_module", lambda name, package: self)
+        monkeypatch.setattr(acting.importlib, "import_module", lambda name, package: self)
 
     @contextmanager
     def attention_run(self, unet, attention, model, conditionings, shape):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from ...face.errors import BadInput
 from .config import SDXL
 from .control import ControlNet, fits, residuals
+from .hooks import Hooks
 from .model import Chunk, Model
 from .tensors import repeat_to, resize
 
@@ -244,19 +245,23 @@ class Denoiser:
     """Whether entries that agree in shape go through the U-Net together; the answer is the same."""
     check: Callable[[], None] = _nothing
     """Called before every call of the U-Net; raises if the user stopped the run."""
+    hooks: Hooks = field(default_factory=Hooks)
     evaluations: int = 0
     """How many have been answered."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if math.isclose(self.cfg, 1.0):
-            return self.predict(self.guides[:1], x, sigma)[0]
-        positive, negative = self.predict(self.guides[:2], x, sigma)
-        return negative + (positive - negative) * self.cfg
+        number, level = self.evaluations, float(sigma)
+        self.hooks.evaluate(number, level, x)
+        answers = self.predict(self.guides[: 1 if math.isclose(self.cfg, 1.0) else 2], x, sigma)
+        positive, negative = self.hooks.answered(number, level, x, answers[0], answers[1] if answers[1:] else None)
+        return positive if negative is None else negative + (positive - negative) * self.cfg
 
     def predict(self, guides: Sequence[list[Entry]], x: Tensor, sigma: Tensor) -> list[Tensor]:
         """What every one of ``guides`` answers to ``x`` (B, C, h, w) at ``sigma`` (a number); one evaluation."""
         level = float(sigma)
-        waiting = [entry for guide in guides for entry in guide if entry.window[1] <= level <= entry.window[0]]
+        acting = [[entry for entry in guide if entry.window[1] <= level <= entry.window[0]] for guide in guides]
+        waiting = [entry for guide in acting for entry in guide]
+        numbers = {id(entry): number for guide in acting for number, entry in enumerate(guide)}
         places = {id(entry): place for place, guide in enumerate(guides) for entry in guide}
         sums = [torch.zeros_like(x) for _ in guides]
         # Not zero, so that a place that no entry covers becomes 0 and not undefined.
@@ -265,22 +270,23 @@ class Denoiser:
             shapes = waiting[0].shapes()
             group = [e for e in waiting if self.batched and e.shapes() == shapes] or waiting[:1]
             waiting = [entry for entry in waiting if entry not in group]
-            for entry, answer in zip(group, self._call(group, x, sigma), strict=True):
+            for entry, answer in zip(group, self._call(group, numbers, x, sigma), strict=True):
                 place, weight = places[id(entry)], _weight(entry, answer, x.shape)
                 cut(sums[place], entry.area).add_(answer * weight)
                 cut(weights[place], entry.area).add_(weight)
         self.evaluations += 1
         return [total / weight for total, weight in zip(sums, weights, strict=True)]
 
-    def _call(self, group: Sequence[Entry], x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
+    def _call(self, group: Sequence[Entry], numbers: dict[int, int], x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
         """One call of the U-Net for entries of one shape; a latent without noise for each."""
         self.check()
         model, batch = self.model, len(x)
         noisy = torch.cat([cut(x, entry.area) for entry in group])
         timestep = model.sampling.timestep(sigma.reshape(1))
         chunks = [
-            Chunk(entry.data, entry.index, batch, _part(entry.area, x.shape), self.evaluations) for entry in group
+            Chunk(e.data, e.index, batch, _part(e.area, x.shape), numbers[id(e)], self.evaluations) for e in group
         ]
+        self.hooks.call(chunks, float(sigma), (int(noisy.shape[-2]), int(noisy.shape[-1])))
         self.run.begin(chunks, float(sigma), float(timestep), tuple(noisy.shape))
         scaled = model.sampling.scaled(noisy, sigma).to(model.dtype)
         times = timestep.float().to(x.device).expand(len(scaled))

@@ -84,6 +84,8 @@ class Model:
     lora: tuple[WeightPatch, ...] = ()
     attention: tuple[Any, ...] = ()
     """Attention adapters, in the order in which they were applied; only ``engine.diffusers_host`` looks into them."""
+    hooks: tuple[Any, ...] = ()
+    """``face.cure.run.Hook``, in the order in which they were put on."""
 
     @property
     def device(self) -> torch.device:
@@ -111,14 +113,17 @@ class Chunk:
     """Latents of the batch that belong to it."""
     area: tuple[float, float, float, float] | None = None
     """Where it acts: top, left, bottom and right as fractions of the picture; None: everywhere."""
+    number: int = 0
+    """Of its guide's entries that act now, which: from 0."""
     evaluation: int = 0
     """Ordinal of the sampler's model evaluation, from 0: the same for all calls that one of them takes."""
 
 
 @contextmanager
-def running(model: Model) -> Generator[UNet2DConditionModel]:
-    """The U-Net for one run: with the model's LoRAs in its weights, and free to be given attention processors."""
-    if not model.lora and not model.attention:
+def running(model: Model, own: bool = False) -> Generator[UNet2DConditionModel]:
+    """The U-Net for one run: with the model's LoRAs in its weights, and free to be given attention processors if
+    something acts in it (or with ``own``)."""
+    if not (own or model.lora or model.attention or model.hooks):
         yield model.unet
     else:
         yield patched(model.unet, model.lora)

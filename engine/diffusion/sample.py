@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...face.cure.tape import Plan, digest, weak
 from ...face.errors import BadInput
-from .guidance import Conditioning, Denoiser, Entry, NoAttention, Run, entries, opposed
+from .acting import attention, hooked
+from .guidance import Conditioning, Denoiser, entries, opposed
 from .model import Model, running
 from .samplers import SAMPLERS
 from .sampling import SCHEDULES, schedule
@@ -97,8 +97,19 @@ def sample(
     guides = opposed([entries(c, n, model, samples.shape) for n, c in enumerate((positive, negative))])
     fresh = torch.Generator(device).manual_seed(settings.seed)
     steps = len(sigmas) - 1
-    with running(model) as unet, attention(unet, model, guides, samples.shape) as run:
-        denoiser = Denoiser(model, unet, run, guides, settings.cfg, settings.batched, check)
+
+    def plan() -> Plan:
+        """Worked out only for a model with hooks, which compare it."""
+        levels = tuple(map(float, sigmas))
+        marks = digest(start), digest(clean)
+        return Plan(settings.seed, tuple(samples.shape), settings.sampler, levels, *marks, weak(model.unet))
+
+    with (
+        running(model) as unet,
+        attention(unet, model, guides, samples.shape) as run,
+        hooked(unet, model, plan, samples.shape, check) as hooks,
+    ):
+        denoiser = Denoiser(model, unet, run, guides, settings.cfg, settings.batched, check, hooks)
         out = SAMPLERS[settings.sampler](
             _inpainting(denoiser, model, latent.get("noise_mask"), start, clean, settings),
             model.sampling.noisy(clean, start, sigmas[0]),
@@ -158,16 +169,3 @@ def _inpainting(
         return denoiser(x * mask + kept * (1 - mask), sigma) * mask + clean * (1 - mask)
 
     return inpaint
-
-
-@contextmanager
-def attention(unet: Any, model: Model, guides: Sequence[Sequence[Entry]], shape: Sequence[int]) -> Generator[Run]:
-    """Inside, the model's attention adapters work in ``unet``, which must be the run's own."""
-    if not model.attention:
-        yield NoAttention()
-        return
-    # Only then: the adapters' host is a part of its own.
-    host = importlib.import_module("..diffusers_host", __package__)
-    conditionings = [[entry.data for entry in guide] for guide in guides]
-    with host.attention_run(unet, model.attention, model, conditionings, tuple(shape)) as run:
-        yield run

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import WHOLE, Area, cut
 from ..errors import BadInput
 
 ADDITIVE, MULTIPLICATIVE = "additive", "multiplicative"
@@ -95,11 +96,13 @@ def reference(
     return (weights @ torch.cat([v, value], -2)).transpose(1, 2).flatten(2)
 
 
-def shares(mask: Tensor, height: int, width: int) -> Tensor:
-    """(P, height · width): what a mask (P, H, W) in [0, 1] says of each token of a layer, by the nearest pixel.
+def shares(mask: Tensor, height: int, width: int, area: Area = WHOLE) -> Tensor:
+    """(P, height · width): what a mask (P, H, W) in [0, 1] says of each token of a layer that sees ``area`` of the
+    picture, by the nearest pixel.
 
     Nearest as in the released code (F.interpolate's own choice), so that a share is one that the mask has.
     """
+    mask = cut(mask, area)
     return F.interpolate(mask[:, None].float(), (height, width), mode="nearest")[:, 0].flatten(1)
 
 

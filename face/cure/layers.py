@@ -24,6 +24,9 @@ PAPER_OMEGA = 2.0
 """The paper's multiplicative ω (section 4.1), for every model."""
 
 
+WORD_LEVEL = 2
+
+
 @dataclass(frozen=True)
 class SelfLayer:
     """One self-attention layer."""
@@ -74,6 +77,13 @@ class SelfLayers:
                 )
             found |= set(range(first, last + 1))
         return tuple(sorted(found))
+
+    def word_sites(self) -> frozenset[int]:
+        """The cross-attention layers whose look at the words is kept: those of a quarter of the latent's sides, 32×32
+        of 1024 pixels in SDXL, as in the first version; the deepest there are, if there are none of it."""
+        levels = {layer.level for layer in self.layers}
+        level = WORD_LEVEL if WORD_LEVEL in levels else max(levels)
+        return frozenset(layer.site for layer in self.layers if layer.level == level and layer.part != "mid")
 
     def grid(self, layer: int, latent: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in tokens of a layer, for a latent of that size."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import WHOLE, Area
+from ..attention.sites import halved
 from ..errors import BadInput
 from .attention import ADDITIVE, Selection, cured, gathered, select, shares
 from .layers import SelfLayers
@@ -43,11 +45,23 @@ class Now:
     """The latent rows that each conditioning has in the batch, by their numbers in the whole."""
     latent: tuple[int, int]
     """(height, width) of what the network is given."""
+    areas: tuple[Area | None, ...] = ()
+    """Per conditioning the part of the picture that it sees, as fractions; None: all of it."""
+    whole: bool = False
+    """Whether the layer's own attention wants the whole batch: an older patch stands there."""
+
+    def area(self, place: int) -> Area:
+        """The part of the picture that the conditioning at ``place`` sees."""
+        return (self.areas[place] if self.areas else None) or WHOLE
 
     def rows(self, place: int) -> slice:
         """The batch rows of the conditioning at ``place``."""
         return slice(place * len(self.pictures), (place + 1) * len(self.pictures))
 
+
+Again = Callable[[Tape, int, float, Tensor], None]
+"""``again(tape, number, sigma, latent)`` asks a foundation model the question ``number`` once more, and puts what its
+layers have on ``tape``, whose ``source`` says which model that is."""
 
 Window = Callable[[float], float]
 """From a fraction of the sampling to the sigma there."""
@@ -61,6 +75,11 @@ class Hook(Protocol):
         """The self-attention layers, in call order, in which ``attend`` wants to be called."""
         ...
 
+    @property
+    def sites(self) -> frozenset[int]:
+        """The cross-attention layers, as adapter files count them, that ``hear`` wants to hear of."""
+        ...
+
     def begin(self, plan: Plan, to_sigma: Window) -> Run:
         """A sampling begins. Raises BadInput for one that cannot be what was meant."""
         ...
@@ -69,13 +88,16 @@ class Hook(Protocol):
 class Run(Protocol):
     """A hook during one sampling."""
 
-    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Callable[[Tape, int, Tensor], None]) -> None:
-        """The sampler's question ``number`` about a ``latent`` is about to be answered; ``again(tape, number, latent)``
-        asks a foundation model about a latent and writes what its layers have into a tape."""
+    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Again) -> None:
+        """The sampler's question ``number`` about a ``latent`` (B, C, h, w) is about to be answered."""
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
         """The layer's answer (B, N, C)."""
+        ...
+
+    def hear(self, site: int, q: Tensor, k: Tensor, heads: int, now: Now) -> None:
+        """A cross-attention layer's queries (B, N, C) and the text's keys (B, T, C)."""
         ...
 
     def answered(
@@ -108,6 +130,8 @@ class Recording:
     keep: str
     mask: Tensor | None = None
     """(P, H, W): see ``Tape.mask``."""
+    words: bool = False
+    """Whether to note how the places look at the words of the prompt: ``Tape.maps``."""
     done: list[Tape] = field(default_factory=list)
     """The tapes of the samplings that ended well."""
 
@@ -118,22 +142,74 @@ class Recording:
     def layers(self) -> frozenset[int]:
         return frozenset() if self.keep == NONE else frozenset(self.chosen)
 
+    @property
+    def sites(self) -> frozenset[int]:
+        return self.model_layers.word_sites() if self.words else frozenset()
+
     def begin(self, plan: Plan, to_sigma: Window) -> RecordingRun:
         plan.refuse_adaptive()
-        return RecordingRun(self, Tape(plan, self.chosen, len(self.model_layers.layers), self.keep, self.mask))
+        tape = Tape(plan, self.chosen, len(self.model_layers.layers), self.keep, self.mask)
+        return RecordingRun(tape, self.model_layers, self)
 
 
 @dataclass(eq=False)
-class RecordingRun:
-    hook: Recording
-    tape: Tape
+class Listening:
+    """A run that changes nothing."""
 
-    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Callable[[Tape, int, Tensor], None]) -> None:
+    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Again) -> None:
         return
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
-        write(self.tape, self.hook.model_layers, layer, k, v, now)
         return plain(q, k, v)
+
+    def hear(self, site: int, q: Tensor, k: Tensor, heads: int, now: Now) -> None:
+        return
+
+    def answered(
+        self, number: int, sigma: float, latent: Tensor, positive: Tensor, negative: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return positive, negative
+
+    def end(self, well: bool) -> None:
+        return
+
+
+@dataclass(eq=False)
+class Writing(Listening):
+    """Puts the positive rows' keys and values of every layer on a tape."""
+
+    tape: Tape
+    model_layers: SelfLayers
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
+        grid = check_grid(k, layer, self.model_layers, now)
+        for place, ordinal in enumerate(now.ordinals):
+            if ordinal is None:
+                continue
+            key, value = k[now.rows(place)], v[now.rows(place)]
+            index = self.tape.kept(grid, now.pictures, now.area(place))
+            if index is not None:
+                index = index.to(k.device)
+                key, value = gathered(key, index), gathered(value, index)
+            self.tape.write(now.evaluation, ordinal, layer, now.pictures, key, value)
+        return plain(q, k, v)
+
+
+@dataclass(eq=False)
+class RecordingRun(Writing):
+    hook: Recording
+
+    def hear(self, site: int, q: Tensor, k: Tensor, heads: int, now: Now) -> None:
+        # The first version's map of a word (YIYANGCAI/FreeCure, add_semantic_guidance): of the positive side's own.
+        layer = next(layer for layer in self.model_layers.layers if layer.site == site)
+        height, width = halved(*now.latent, layer.level)
+        for place, ordinal in enumerate(now.ordinals):
+            if ordinal != 0 or now.area(place) != WHOLE or q.shape[1] != height * width:
+                continue
+            rows = now.rows(place)
+            query, key = (t[rows].unflatten(2, (heads, -1)).transpose(1, 2).float() for t in (q, k))
+            weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1).mean(1)
+            self.tape.hear(now.pictures, weights.unflatten(1, (height, width)))
 
     def answered(
         self, number: int, sigma: float, latent: Tensor, positive: Tensor, negative: Tensor | None
@@ -150,20 +226,6 @@ class RecordingRun:
             self.hook.done.append(self.tape)
         else:
             self.tape.clear()
-
-
-def write(tape: Tape, layers: SelfLayers, layer: int, k: Tensor, v: Tensor, now: Now) -> None:
-    """Put the positive rows' keys and values (B, N, C) of one layer on a tape."""
-    grid = check_grid(k, layer, layers, now)
-    for place, ordinal in enumerate(now.ordinals):
-        if ordinal is None:
-            continue
-        key, value = k[now.rows(place)], v[now.rows(place)]
-        index = tape.kept(grid, now.pictures)
-        if index is not None:
-            index = index.to(k.device)
-            key, value = gathered(key, index), gathered(value, index)
-        tape.write(now.evaluation, ordinal, layer, now.pictures, key, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +264,10 @@ class Curing:
     @property
     def layers(self) -> frozenset[int]:
         return frozenset(self.tape.layers)
+
+    @property
+    def sites(self) -> frozenset[int]:
+        return frozenset()
 
     def begin(self, plan: Plan, to_sigma: Window) -> CuringRun:
         plan.refuse_adaptive()
@@ -252,7 +318,7 @@ def window(start: float, end: float, to_sigma: Window) -> tuple[float, float]:
 
 
 @dataclass(eq=False)
-class CuringRun:
+class CuringRun(Listening):
     hook: Curing
     inside: tuple[float, float]
     _selections: dict[Any, Selection | None] = field(default_factory=dict)
@@ -263,7 +329,7 @@ class CuringRun:
     def acts(self, sigma: float) -> bool:
         return self.inside[1] <= sigma <= self.inside[0]
 
-    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Callable[[Tape, int, Tensor], None]) -> None:
+    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Again) -> None:
         tape = self.hook.tape
         if number >= len(tape.evaluations) or not math.isclose(tape.evaluations[number].sigma, sigma, rel_tol=1e-4):
             raise BadInput(
@@ -271,25 +337,31 @@ class CuringRun:
                 f"(number {number + 1}, at sigma {sigma:.4g}). Give both runs the same sampler, steps and scheduler."
             )
         if tape.keep == NONE and self.acts(sigma):
-            self._again = Tape(tape.plan, tape.layers, tape.count)
-            again(self._again, number, tape.evaluations[number].latent.to(latent))
+            noted = tape.evaluations[number]
+            self._again = Tape(tape.plan, tape.layers, tape.count, source=tape.source)
+            again(self._again, number, noted.sigma, noted.latent.to(latent))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
         if not self.acts(now.sigma) or all(ordinal is None for ordinal in now.ordinals):
             return plain(q, k, v)
-        selection = self._selection(check_grid(k, layer, self.hook.model_layers, now), now.pictures, q)
-        if selection is None:
+        grid = check_grid(k, layer, self.hook.model_layers, now)
+        selections = [
+            None if ordinal is None else self._selection(grid, now.pictures, now.area(place), q)
+            for place, ordinal in enumerate(now.ordinals)
+        ]
+        if all(selection is None for selection in selections):
             return plain(q, k, v)
-        out = torch.empty_like(q)
+        out = plain(q, k, v) if now.whole else torch.empty_like(q)
         # Conditionings that are not cured go together; they lie beside each other.
         place = 0
-        while place < len(now.ordinals):
-            ordinal, first = now.ordinals[place], place
-            while ordinal is None and place + 1 < len(now.ordinals) and now.ordinals[place + 1] is None:
+        while place < len(selections):
+            ordinal, selection, first = now.ordinals[place], selections[place], place
+            while selection is None and place + 1 < len(selections) and selections[place + 1] is None:
                 place += 1
             rows = slice(now.rows(first).start, now.rows(place).stop)
-            if ordinal is None:
-                out[rows] = plain(q[rows], k[rows], v[rows])
+            if selection is None or ordinal is None:
+                if not now.whole:
+                    out[rows] = plain(q[rows], k[rows], v[rows])
             else:
                 key, value = self._read(now.evaluation, ordinal, layer, now.pictures, q)
                 out[rows] = cured(q[rows], k[rows], v[rows], key, value, selection, heads)
@@ -307,12 +379,12 @@ class CuringRun:
             self._ahead = _Ahead(self.hook.tape)
         return self._ahead.read(evaluation, ordinal, layer, pictures, q)
 
-    def _selection(self, grid: tuple[int, int], pictures: tuple[int, ...], q: Tensor) -> Selection | None:
-        key = (grid, pictures, q.device, q.dtype)
+    def _selection(self, grid: tuple[int, int], pictures: tuple[int, ...], area: Area, q: Tensor) -> Selection | None:
+        key = (grid, pictures, area, q.device, q.dtype)
         if key not in self._selections:
             hook = self.hook
-            part = shares(_rows(hook.mask, pictures), *grid)
-            kept = hook.tape.kept(grid, pictures)
+            part = shares(_rows(hook.mask, pictures), *grid, area)
+            kept = hook.tape.kept(grid, pictures, area)
             if kept is not None:
                 # On the tape they are numbered anew: token kept[m] is m there.
                 part = part.gather(1, kept)
@@ -383,6 +455,10 @@ class Blending:
     def layers(self) -> frozenset[int]:
         return frozenset()
 
+    @property
+    def sites(self) -> frozenset[int]:
+        return frozenset()
+
     def begin(self, plan: Plan, to_sigma: Window) -> BlendingRun:
         plan.refuse_adaptive()
         self.tape.plan.require(plan)
@@ -390,15 +466,9 @@ class Blending:
 
 
 @dataclass(eq=False)
-class BlendingRun:
+class BlendingRun(Listening):
     hook: Blending
     inside: tuple[float, float]
-
-    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Callable[[Tape, int, Tensor], None]) -> None:
-        return
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
-        return plain(q, k, v)
 
     def answered(
         self, number: int, sigma: float, latent: Tensor, positive: Tensor, negative: Tensor | None
@@ -422,9 +492,6 @@ class BlendingRun:
 
         return mixed(positive, noted.positive), None if negative is None else mixed(negative, noted.negative)
 
-    def end(self, well: bool) -> None:
-        return
-
 
 @dataclass(frozen=True, eq=False)
 class Paired:
@@ -444,16 +511,17 @@ class Paired:
     def layers(self) -> frozenset[int]:
         return frozenset(self.chosen)
 
+    @property
+    def sites(self) -> frozenset[int]:
+        return frozenset()
+
     def begin(self, plan: Plan, to_sigma: Window) -> PairedRun:
         return PairedRun(self)
 
 
 @dataclass(eq=False)
-class PairedRun:
+class PairedRun(Listening):
     hook: Paired
-
-    def evaluate(self, number: int, sigma: float, latent: Tensor, again: Callable[[Tape, int, Tensor], None]) -> None:
-        return
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
         hook, out, half = self.hook, plain(q, k, v), len(now.pictures) // 2
@@ -468,11 +536,3 @@ class PairedRun:
                 f, p = slice(first, middle), slice(middle, last)
                 out[p] = cured(q[p], k[p], v[p], k[f], v[f], selection, heads)
         return out
-
-    def answered(
-        self, number: int, sigma: float, latent: Tensor, positive: Tensor, negative: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return positive, negative
-
-    def end(self, well: bool) -> None:
-        return

@@ -17,6 +17,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from ..attention import WHOLE, Area
 from ..errors import BadInput
 from .attention import shares
 from .layers import SelfLayers
@@ -154,7 +155,7 @@ class Tape:
     source: Any = None
     """``latents only``: what the host needs to compute the rest again."""
     _blocks: dict[tuple[int, int, int], list[_Block]] = field(default_factory=dict, repr=False)
-    _heard: tuple[Tensor, int] | None = field(default=None, repr=False)
+    _heard: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __copy__(self) -> Tape:
@@ -176,11 +177,12 @@ class Tape:
             self.evaluations.clear()
             self.maps, self._heard, self.source = None, None, None
 
-    def kept(self, grid: tuple[int, int], rows: Sequence[int]) -> Tensor | None:
-        """(rows, M) int64: the tokens of a layer of that size that are kept; None for all of them."""
+    def kept(self, grid: tuple[int, int], rows: Sequence[int], area: Area = WHOLE) -> Tensor | None:
+        """(rows, M) int64: the tokens of a layer of that size, over that part of the picture, that are kept; None for
+        all of them."""
         if self.mask is None:
             return None
-        chosen = (shares(self.mask, *grid) > 0).to(torch.int8)
+        chosen = (shares(self.mask, *grid, area) > 0).to(torch.int8)
         # Rows with fewer are padded with tokens outside.
         most = max(int(chosen.sum(1).max()), 1)
         return torch.argsort(chosen, dim=1, descending=True, stable=True)[[row % len(chosen) for row in rows], :most]
@@ -227,18 +229,23 @@ class Tape:
         both = torch.cat([_scaled(_from_host(block.data[:, n : n + 1], like), block.scale) for block, n in chosen], 1)
         return both[0], both[1]
 
-    def hear(self, maps: Tensor) -> None:
-        """Add one layer's look at the words, (B, h, w, T), to what is averaged."""
+    def hear(self, rows: tuple[int, ...], maps: Tensor) -> None:
+        """Add one layer's look at the words, (rows, h, w, T), to what is averaged."""
         with self._lock:
-            total, count = self._heard or (torch.zeros_like(maps, dtype=torch.float32), 0)
-            if total.shape == maps.shape:
-                self._heard = (total + maps, count + 1)
+            if self._heard is None:
+                pictures = self.plan.shape[0]
+                total = torch.zeros(pictures, *maps.shape[1:], device=maps.device)
+                self._heard = (total, torch.zeros(pictures, 1, 1, 1, device=maps.device))
+            total, count = self._heard
+            if total.shape[1:] == maps.shape[1:]:
+                total[list(rows)] += maps
+                count[list(rows)] += 1
 
     def close(self) -> None:
         """The run has ended well."""
         if self._heard is not None:
             total, count = self._heard
-            self.maps, self._heard = (total / count).cpu(), None
+            self.maps, self._heard = (total / count.clamp_min(1)).cpu(), None
 
 
 def _scaled(both: Tensor, scale: Tensor | None) -> Tensor:
