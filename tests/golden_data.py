@@ -18,6 +18,10 @@ PLACES = (
     if os.environ.get("LIKENESS_GOLDEN")
     else [ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"]
 )
+if os.environ.get("LIKENESS_GOLDEN") and not list(PLACES[0].glob("*/meta.json")):
+    raise FileNotFoundError(
+        f"LIKENESS_GOLDEN names {PLACES[0]}, where no golden data lies: every test would be skipped"
+    )
 
 
 class Fixture:

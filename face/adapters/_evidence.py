@@ -96,7 +96,8 @@ def cut(feature: Feature, references: tuple[Reference, ...], recipe: str, host: 
             # The authors' own example hands InsightFace's picture on as it is: blue, green, red.
             crop = crop if recipe == POPULAR else crop.flip(1)
         elif feature.crop == "whitened":
-            crop = whitened(reference, host)
+            # As the torchvision does that the authors pin: tensors are neither smoothed nor kept in range.
+            crop = F.interpolate(whitened(reference, host), (feature.size,) * 2, mode="bicubic", align_corners=False)
         else:
             crop = box(reference) if feature.crop == "box" else head(reference)
         shown.append(normalise(fitted(crop, feature.size)))
