@@ -169,6 +169,7 @@ def kit(world):
         "FACES": faces,
         "IDENTITY": identity,
         "FACE_SCORE": play("LikenessScoreFaces", image=image, faces=faces).good()["scores"],
+        "VERDICTS": play("LikenessJudgeAttributes", image=image, faces=faces).good()["verdicts"],
         "FACE_CROPS": cut["crop_info"],
         "MASK": cut["mask"],
         "crops": cut["crops"],
@@ -429,6 +430,12 @@ NO_FACE = [
     ("NameFaces", {}, same),
     ("SwapFaces", {"no_face": "error"}, "there is no face in picture 1 of 2"),
     ("SwapFaces", {"no_face": "pass through"}, lambda image, out: same(image, out) and not out["mask"].any()),
+    ("AttributeMasks", {"prompt": "blue eyes"}, lambda image, out: not out["mask"].any() and len(out["mask"]) == 2),
+    (
+        "JudgeAttributes",
+        {"attributes": "a man with red hair"},
+        lambda image, out: (out["missing"], out["not_judged"], out["all_present"]) == ("", "red hair", False),
+    ),
     ("ScoreFaces", {}, lambda image, out: out["score"] == [0, 0] and out["passed"] == [False, False]),
 ]
 """What every node that takes faces does without any: a check of what it answers, or the sentence it stops with."""

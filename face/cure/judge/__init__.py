@@ -153,13 +153,14 @@ def judge_all(
     """
     image = as_image(pictures)
     asked = _chosen(judges, host)
+    if faces is not None:
+        check_faces(image, faces)
     if not attributes:
         return ((),) * len(image)
     if faces is None:
         from ...analyse import Look, analyse
 
         faces = analyse(image, Look(), host=host)
-    check_faces(image, faces)
     rows: list[tuple[Verdict, ...]] = []
     for picture, found in zip(image, faces, strict=True):
         evidence = Evidence(similarity)
