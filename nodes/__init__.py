@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 
-from . import adapter, faces, identity, judge, models, score, swap
+from . import adapter, attributes, faces, identity, judge, models, score, swap
 
-_CLASSES = [*faces.NODES, *identity.NODES, *adapter.NODES, *swap.NODES, *judge.NODES, *score.NODES, *models.NODES]
+_CLASSES = [
+    *faces.NODES,
+    *identity.NODES,
+    *adapter.NODES,
+    *attributes.NODES,
+    *swap.NODES,
+    *judge.NODES,
+    *score.NODES,
+    *models.NODES,
+]
 
 NODE_CLASS_MAPPINGS = {f"Likeness{node.__name__}": node for node in _CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS = {

@@ -9,6 +9,7 @@ from typing import Any
 FACES, IDENTITY, FACE_SCORE, FACE_CROPS = "FACES", "IDENTITY", "FACE_SCORE", "FACE_CROPS"
 ID_ADAPTER = "ID_ADAPTER"
 VERDICTS = "VERDICTS"
+TAPE = "TAPE"
 """Our own sockets. ``FACE_CROPS`` ties crops to where they were cut."""
 
 CATEGORY = "Likeness"

@@ -345,7 +345,7 @@ def coloured(image: Any, masked: Masked, extra: Tensor | None = None) -> Tensor:
     if extra is not None:
         layers.append((extra, _INK))
     anywhere = torch.stack([mask for mask, _ in layers]).amax(0) if layers else torch.zeros(image.shape[:3])
-    shown = image * (0.45 + 0.55 * anywhere[..., None])
+    shown = image * (0.6 + 0.4 * anywhere[..., None])
     line = max(1, round(min(image.shape[1:3]) / 500))
     # The largest first, so that eyes show on a smile that spreads over them.
     for mask, colour in sorted(layers, key=lambda layer: -float(layer[0].sum())):
