@@ -170,6 +170,9 @@ def test_a_classifier_of_forty_attributes(host, tmp_path):
     for text in ("curly black hair", "laughing", "round glasses", "sunglasses"):
         assert one(host, attribute(text), judges="celeba_tiny").present is None, text
     assert one(host, attribute("beanie"), judges="celeba_tiny").present is False
+    celeba(tmp_path / "likeness" / "celeba_tiny.onnx", forty(Young=3))
+    assert one(host, attribute("old"), judges="celeba_tiny").present is False
+    assert one(host, attribute("20 years old"), judges="celeba_tiny").present is None
 
 
 def test_probabilities_and_logits_are_told_apart(tmp_path):
@@ -280,7 +283,10 @@ def test_a_parser_sees_things_by_their_area(host, parsed):
     parsed["labels"] = labelled(hat=(50, 150, 150, 360), glasses=(200, 260, 180, 330))
     assert one(host, attribute("bald")).present is None  # under the hat
     assert one(host, attribute("glasses", "glasses")).present is True
-    assert one(host, attribute("sunglasses", "glasses")).present is None
+    assert one(host, attribute("aviator sunglasses", "glasses")).present is None
+    assert one(host, attribute("sunglasses", "glasses")).present is True
+    parsed["labels"] = labelled(glasses=(200, 260, 180, 330), **{"left eye": (220, 240, 200, 230)})
+    assert one(host, attribute("sunglasses", "glasses")).present is False  # eyes are to be seen through them
     parsed["labels"] = torch.zeros(512, 512, dtype=torch.int64)
     assert one(host, attribute("glasses", "glasses")).present is None
 
@@ -349,7 +355,22 @@ def test_similarity_holds_the_attribute_against_none_and_against_others(host):
     told = one(host, HAIR, similarity=Space({wanted: 0.25, "a photo of a person with black hair": 0.27}))
     assert told.present is False and "uncalibrated" in told.details
     assert told.score == pytest.approx(1 / (1 + np.exp(2)), abs=0.01)
-    assert "a photo of a person laughing" in clip.sentences(LAUGH)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "against"),
+    [
+        (LAUGH, "a photo of a person laughing", "a photo of a person serious"),
+        (HAIR, "a photo of a person with red hair", "a photo of a person with brown hair"),
+        (attribute("bald", "hair"), "a photo of a person who is bald", "a photo of a person"),
+        (Attribute("Old", "age", abstract=True), "a photo of an Old person", "a photo of a young person"),
+        (Attribute("60 year old man", "age"), "a photo of a 60 year old man", "a photo of a 60 year old woman"),
+        (attribute(""), "a photo of a person with ", "a photo of a person"),
+    ],
+)
+def test_sentences_and_what_they_are_held_against(wanted, first, against):
+    found = clip.sentences(wanted)
+    assert found[0] == first and against in found[1:] and not any("year young" in other for other in found)
 
 
 def test_without_a_face_only_what_is_beside_it_is_compared(host):

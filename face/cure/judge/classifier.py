@@ -23,7 +23,7 @@ from ...types import Array, Face
 from ..words import Attribute
 from . import Evidence, Verdict, judges
 from ._look import imagenet, told
-from ._words import Claim, table
+from ._words import Claim, table, words
 
 NAMES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
@@ -129,6 +129,11 @@ class _Classifier:
         self, name: str, picture: Tensor, face: Face | None, attribute: Attribute, evidence: Evidence, host: Host
     ) -> Verdict | None:
         claims, unsaid = WORDS.read(attribute.text)
+        if not {"year", "years"}.isdisjoint(words(attribute.text)):
+            # "20 years old" is not old.
+            ages = [claim for claim in claims if claim.value.endswith("Young")]
+            claims = [claim for claim in claims if claim not in ages]
+            unsaid += tuple(word for claim in ages for word in claim.words)
         if not claims or face is None:
             return None
         odds = evidence.once(

@@ -51,6 +51,11 @@ OPPOSITES: Mapping[str, str] = {
 }  # fmt: skip
 """The word that is put in its place for a contrast."""
 
+PEOPLE = frozenset({"person", "man", "woman", "boy", "girl", "child", "kid", "toddler", "baby", "infant", "teenager"})
+STATES = frozenset({"bald", "blonde", "blond", "brunette", "ginger", "unshaven"})
+"""What somebody is, and does not wear."""
+VOWELS = ("a", "e", "i", "o", "u", "8", "11", "18")
+
 
 @dataclass(frozen=True, eq=False)
 class ClipSimilarity:
@@ -159,19 +164,28 @@ def cosine(seen: Tensor, both: Similarity, sentence: str) -> float:
 
 def sentences(attribute: Attribute) -> list[str]:
     """What is wanted, then everything that it is held against."""
-    text = attribute.text.strip()
-    parts = text.lower().split()
-    joined = f"{BASE} {text}" if attribute.abstract else f"{BASE} with {text}"
+    parts = attribute.text.split()
     others = [BASE]
-    colours = COLOURS[next((word for word in parts if word in COLOURS), "")]
-    for i, part in enumerate(parts):
+    colours = COLOURS[next((part.lower() for part in parts if part.lower() in COLOURS), "")]
+    for i, part in enumerate(part.lower() for part in parts):
         instead = [OPPOSITES[part]] if part in OPPOSITES else []
+        if i and parts[i - 1].lower().startswith("year"):
+            instead = []  # "60 years old" is not the opposite of "60 years young"
         if part in COLOURS["hair"] or part in COLOURS[""]:
             instead = [colour for colour in colours if colour != part]
-        for word in instead:
-            changed = " ".join([*parts[:i], word, *parts[i + 1 :]])
-            others.append(f"{BASE} {changed}" if attribute.abstract else f"{BASE} with {changed}")
-    return [joined, *dict.fromkeys(others)]
+        others += [_sentence(attribute, " ".join([*parts[:i], word, *parts[i + 1 :]])) for word in instead]
+    return [_sentence(attribute, " ".join(parts)), *dict.fromkeys(others)]
+
+
+def _sentence(attribute: Attribute, text: str) -> str:
+    """A sentence about somebody with ``text`` in place of the attribute's own."""
+    last = text.split()[-1].lower() if text.split() else ""
+    if attribute.kind == "age":
+        somebody = text if last in PEOPLE else f"{text} person"
+        return f"a photo of {'an' if text.lower().startswith(VOWELS) else 'a'} {somebody}"
+    if attribute.abstract:
+        return f"{BASE} {text}"
+    return f"{BASE} who is {text}" if last in STATES or last.endswith("ed") else f"{BASE} with {text}"
 
 
 judges.add("clip", _Clip())

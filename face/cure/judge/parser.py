@@ -55,7 +55,7 @@ GENERIC: Mapping[str, frozenset[str]] = {
     "necklace": frozenset({"necklace", "necklaces"}),
     "eyes": frozenset({"eye", "eyes", "eyed"}),
 }
-"""Words that say no more than the label does. *Sunglasses*, *beanie* or *braid* say more: that stays unsaid."""
+"""Words that say no more than the label does. *Beanie*, *braid* or *goggles* say more: that stays unsaid."""
 
 NAMES: Mapping[str, str] = {
     "black": "black", "jet": "black", "raven": "black", "white": "white", "snow": "white", "grey": "grey",
@@ -78,8 +78,8 @@ _COMMON: Mapping[str, tuple[int, ...]] = {
 COLOURS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "hair": {
         **_COMMON,
-        "black": (0x17130F, 0x2A2624),
-        "brown": (0x4A3020, 0x6B4A30, 0x3A2A1E),
+        "black": (0x17130F, 0x2A2624, 0x362C28),
+        "brown": (0x4A3020, 0x6B4A30),
         "blonde": (0xC8A870, 0xA5854F, 0xE3CFA0),
         "red": (0x8C3B1E, 0xB4562C, 0xA01818),
         "grey": (0x8A8886, 0xA9A8A6, 0x6E6C6A),
@@ -108,6 +108,10 @@ DOUBT = 6.0
 """If another colour is nearer or farther by less than so much (ΔE*ab), nothing is said."""
 SURE = 30.0
 """The difference at which the score has gone from 0.5 to the end."""
+SUNGLASSES = frozenset({"sunglasses", "shades"})
+SEEN_EYES = 0.006
+"""Parts of the face's area: more of the eyes than this is not to be seen through dark glasses. Both open eyes together
+are about 0.02."""
 LEAST_PIXELS = 60
 """Of the parsed square, that a colour is read from."""
 LEAST_WIDTH = 128
@@ -170,6 +174,13 @@ class _Parser:
             if score < 0.5:
                 return Verdict(attribute.text, False, score, name, details[0])
             scores.append(score)
+            if dark := SUNGLASSES.intersection(there):
+                eyes = parsed.area(*EYES) / whole
+                scores.append(SEEN_EYES / (eyes + SEEN_EYES))
+                said |= dark
+                details.append(f"eyes {eyes:.1%} behind them")
+                if scores[-1] < 0.5:
+                    return Verdict(attribute.text, False, scores[-1], name, ", ".join(details))
         if (
             len(set(colours.values())) == 1
             and thing in COLOURS
