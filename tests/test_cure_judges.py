@@ -9,11 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from likeness.face.cure import judge as judging
-from likeness.face.cure.judge import Evidence, Verdict, choices, classifier, clip, expression, judge_all, parser
+from likeness.face.cure.judge import (
+    Evidence,
+    Verdict,
+    age_gender,
+    choices,
+    classifier,
+    clip,
+    expression,
+    judge_all,
+    parser,
+)
 from likeness.face.cure.judge._words import negated, words
 from likeness.face.cure.words import Attribute
-from likeness.face.errors import BadInput, BadModelFile
-from likeness.face.host import StandaloneHost
+from likeness.face.errors import BadInput, BadModelFile, MissingModel
+from likeness.face.host import STANDALONE, StandaloneHost
+from likeness.face.image import load_picture
+from likeness.face.models import catalogue, status
 from likeness.face.parse import LABELS
 from likeness.face.types import Face, Faces
 from likeness.tests import tiny, tiny_diffusion
@@ -250,6 +262,36 @@ def test_age_and_gender_that_the_face_carries(host):
     assert "no network" in one(host, attribute("young")).details
 
 
+def test_an_age_network_is_asked_where_the_face_carries_none(monkeypatch, host):
+    asked = []
+
+    class Network:
+        def guess(self, picture, faces):
+            asked.append(len(faces))
+            return [age_gender.Guess(70.0, "female")]
+
+    def network(name, host):
+        if name == "first":
+            raise MissingModel("the network", "age.onnx", [], "Fetch it.")
+        return Network()
+
+    monkeypatch.setattr(age_gender, "choices", lambda host: ["first", "second"])
+    monkeypatch.setattr(age_gender, "network", network)
+    rows = judge_all(PICTURE[None], [attribute("old woman"), attribute("young")], faces=FACES, host=host)
+    assert [told.present for told in rows[0]] == [True, False] and asked == [1]
+
+
+@pytest.mark.weights
+def test_the_mesh_on_photographs():
+    if missing := [c.name for c in catalogue.select("default") if status(c, STANDALONE) == "missing"]:
+        pytest.skip(f"the models {', '.join(missing)} are not fetched: likeness models fetch default")
+    folder = Path(__file__).resolve().parent.parent / "workflows" / "photos"
+    for name, open_ in (("obama", True), ("macron", False)):
+        picture, _ = load_picture(folder / f"{name}.jpg")
+        told = judge_all(picture, [attribute("mouth open"), attribute("eyes closed")], judges="mesh")
+        assert [verdict.present for verdict in told[0]] == [open_, False]
+
+
 # Parser
 
 
@@ -377,6 +419,8 @@ def test_without_a_face_only_what_is_beside_it_is_compared(host):
     shirt = attribute("red shirt", "cloth")
     assert one(host, shirt, NOBODY, similarity=Space({"a photo of a person with red shirt": 0.3})).present is True
     assert one(host, shirt, NOBODY).present is None
+    sword = Attribute("a sword", "other", "sword")
+    assert one(host, sword, NOBODY, similarity=Space({"a photo of a person with a sword": 0.3})).present is True
 
 
 class FakeText:

@@ -21,7 +21,7 @@ from ...host import STANDALONE, Host
 from ...image import as_image, check_faces
 from ...registry import Registry
 from ...types import Face, Faces
-from ..words import Attribute
+from ..words import OTHER, Attribute
 from ._words import negated, words
 
 T = TypeVar("T")
@@ -188,8 +188,8 @@ def unjudged(attributes: Sequence[Attribute], rows: Sequence[Sequence[Verdict]])
 
 
 def facial(attribute: Attribute) -> bool:
-    """Whether it takes a face to see it: everything but clothes and the background."""
-    return not attribute.labels or not ELSEWHERE.issuperset(attribute.labels)
+    """Whether it takes a face to see it: all but clothes, the background and what the vocabulary does not know."""
+    return attribute.kind != OTHER and not (attribute.labels and ELSEWHERE.issuperset(attribute.labels))
 
 
 def _chosen(wanted: str | Sequence[str], host: Host) -> list[tuple[str, Judge]]:
