@@ -159,6 +159,17 @@ def test_a_parser_looks_at_heads_and_their_labels_go_back_where_they_were(tmp_pa
     assert not attribute_masks(image, [HAIR], faces=apart, host=host).masks[..., 300:].any()
 
 
+def test_a_head_is_looked_at_with_as_much_around_it_as_the_picture_allows(tmp_path, host):
+    tiny_parser.bisenet(tmp_path, hair=RED)
+    for side, seen in ((200, False), (300, True), (900, True)):
+        # Red between 1.2 and 1.4 sides of the box below its middle: long hair.
+        image = painted(side + 200, side, red=(0, side // 2 + 122, side, side // 2 + 138))
+        faces = faces_of((side + 200, side), [face_at(side // 2, side // 2, 50)])
+        found = attribute_masks(image, [HAIR], faces=faces, host=host).masks[0, 0]
+        assert bool(found.any()) == seen
+        assert not found[:, : max(0, side // 2 - 155)].any() and not found[:, side // 2 + 155 :].any()
+
+
 def test_pictures_without_a_face_are_parsed_whole(tmp_path, host):
     tiny_parser.bisenet(tmp_path, hair=RED)
     image = torch.cat([painted(256, 256, red=(100, 60, 150, 90))] * 2)

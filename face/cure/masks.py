@@ -29,8 +29,9 @@ from .words import Attribute
 AUTO, PARSER, CROSS_ATTENTION, MESH, USER = "auto", "parser", "cross-attention", "mesh", "user"
 SOURCES = (AUTO, PARSER, CROSS_ATTENTION, MESH)
 
-MARGIN = 0.5
-"""Parsers get a face's box with so much of its longer side on each side: a head, as in the pictures of CelebA-HQ."""
+HEAD = (2.0, 3.0)
+"""Parsers get a square of so many sides of a face's box: a head, as in the pictures of CelebA-HQ; within these limits
+as large as the picture allows, so that long hair is in it."""
 
 EXPRESSION_LABELS = ("left brow", "right brow", "left eye", "right eye", "mouth", "upper lip", "lower lip")
 EXPRESSION_PARTS = ("brows", "eyes", "lips", "mouth")
@@ -248,10 +249,13 @@ class _Looking:
                     labels = parse.parse(picture, None, self.network, host=self.host)
                     self._parsed.append([(labels, None)])
                     continue
-                crops = cropping.crop(picture[None], faces, margin=MARGIN)
                 heads: list[tuple[Tensor, np.ndarray[Any, Any] | None]] = []
-                for head, face, matrix in zip(crops.images, crops.faces, crops.matrices, strict=True):
-                    heads.append((parse.parse(head, face[0], self.network, host=self.host), matrix))
+                for face in faces[0]:
+                    room = min(picture.shape[:2]) / max(face.width, face.height, 1e-6)
+                    margin = (float(np.clip(room, *HEAD)) - 1) / 2
+                    head = cropping.crop(picture[None], Faces(((face,),), faces.sizes), margin=margin)
+                    labels = parse.parse(head.images[0], head.faces[0][0], self.network, host=self.host)
+                    heads.append((labels, head.matrices[0]))
                 self._parsed.append(heads)
         return self._parsed
 
