@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,10 @@ class Now:
     """Per conditioning the part of the picture that it sees, as fractions; None: all of it."""
     whole: bool = False
     """Whether the layer's own attention wants the whole batch: an older patch stands there."""
+
+    def whole_batch(self) -> Now:
+        """The same, for a layer that wants the whole batch."""
+        return replace(self, whole=True)
 
     def area(self, place: int) -> Area:
         """The part of the picture that the conditioning at ``place`` sees."""

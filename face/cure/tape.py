@@ -35,7 +35,7 @@ ADAPTIVE = frozenset({"dpm_adaptive"})
 
 _TWICE = frozenset(
     {"heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde",
-     "dpmpp_sde_gpu", "exp_heun_2_x0", "exp_heun_2_x0_sde", "seeds_2"}
+     "dpmpp_sde_gpu", "exp_heun_2_x0", "exp_heun_2_x0_sde", "sa_solver_pece", "seeds_2"}
 )  # fmt: skip
 _THRICE = frozenset({"heunpp2", "seeds_3"})
 

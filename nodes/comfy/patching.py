@@ -1,4 +1,4 @@
-"""Identity adapters on a ComfyUI model. The only file that knows block names, ``extra_options`` and ``clone()``.
+"""Identity adapters on a ComfyUI model. With ``curing``, the only file that knows block names and ``extra_options``.
 
 A patched model carries, in its transformer options: the adapters (``APPLIED``), one ``SitePatch`` at every
 cross-attention layer, and three wrappers. Two run once a sampling: the first refuses what cannot work, the second reads
@@ -21,7 +21,7 @@ from torch import Tensor
 from ...face.adapters import IdAdapter
 from ...face.adapters._evidence import Encoder
 from ...face.attention import MARKS as KEY
-from ...face.attention import NEGATIVE, POSITIVE, Applied, Area, Call, check_mask, prepare, roles_of, usual
+from ...face.attention import Applied, Area, Call, check_mask, prepare, roles_of, usual
 from ...face.attention.sites import Layout, Site
 from ...face.errors import BadInput
 
@@ -74,7 +74,7 @@ def layout_of(model: Any) -> tuple[Layout, list[tuple[Any, ...]]]:
 
 
 @lru_cache(maxsize=1)
-def _attention() -> tuple[Callable[..., Tensor], bool]:
+def attention_function() -> tuple[Callable[..., Tensor], bool]:
     """ComfyUI's attention function, and whether it takes the transformer options (overrides come in them)."""
     from comfy.ldm.modules.attention import optimized_attention
 
@@ -120,7 +120,7 @@ class SitePatch:
             # Should the older patch hold one of ours, it must not add the same identities again.
             out = self.previous(q, k, v, {**extra_options, CALL: None})
         else:
-            attention, takes = _attention()
+            attention, takes = attention_function()
             more = {"transformer_options": extra_options} if takes else {}
             out = attention(q, k, v, heads, attn_precision=extra_options.get("attn_precision"), **more)
         if call is not None:
@@ -173,10 +173,6 @@ class Told:
     areas: dict[Any, tuple[Area, tuple[int, int]]] = field(default_factory=dict)
     """Those that act in a part of the picture: which, and the (height, width) of its latent."""
 
-    @property
-    def known(self) -> set[str]:
-        return {mark for carried in self.marks.values() for mark in carried}
-
 
 def _around_sampling(executor: Any, noise: Tensor, *rest: Any, **more: Any) -> Any:
     """Once a sampling: refuse a mask of other proportions, and note who carries which mark, before it begins."""
@@ -186,11 +182,12 @@ def _around_sampling(executor: Any, noise: Tensor, *rest: Any, **more: Any) -> A
     for one in applied:
         check_mask(one, *noise.shape[-2:])
     options[TOLD] = told = Told()
-    for side, entries in guider.conds.items():
-        carried = {entry["uuid"]: entry.get(KEY, {}) for entry in entries or ()}
-        otherwise = usual(applied, list(carried.values()), POSITIVE if side == "positive" else NEGATIVE)
-        told.sides |= dict.fromkeys(carried, side)
-        told.marks |= {uuid: {**otherwise, **marks} for uuid, marks in carried.items()}
+    names = sorted(guider.conds, key=lambda side: side != "positive")
+    carried = [{entry["uuid"]: entry.get(KEY, {}) for entry in guider.conds[side] or ()} for side in names]
+    otherwise = usual(applied, [list(marks.values()) for marks in carried])
+    for side, entries, more_marks in zip(names, carried, otherwise, strict=True):
+        told.sides |= dict.fromkeys(entries, side)
+        told.marks |= {uuid: {**more_marks, **marks} for uuid, marks in entries.items()}
     try:
         return executor(noise, *rest, **more)
     finally:
@@ -213,11 +210,11 @@ def _around_steps(executor: Any, guider: Any, sigmas: Tensor, extra: Any, callba
                 entry["uuid"] = uuid4()
                 told.sides[entry["uuid"]], told.marks[entry["uuid"]] = side, told.marks[lender]
             if "area" in entry:
-                told.areas[entry["uuid"]] = _area(entry["area"], *noise.shape[-2:])
+                told.areas[entry["uuid"]] = area_of(entry["area"], *noise.shape[-2:])
     return executor(guider, sigmas, extra, callback, noise, *rest, **more)
 
 
-def _area(area: Sequence[int], height: int, width: int) -> tuple[Area, tuple[int, int]]:
+def area_of(area: Sequence[int], height: int, width: int) -> tuple[Area, tuple[int, int]]:
     """ComfyUI's (height, width, …, top, left, …) in a latent: as fractions of it, and its size cut to the latent's."""
     top, left = area[len(area) // 2 :][:2]
     h, w = min(area[0], height - top), min(area[1], width - left)
@@ -250,16 +247,17 @@ def call_for(base: Any, options: Mapping[str, Any], x: Tensor, dtype: torch.dtyp
     # Guidance of other kinds calls the model with one side alone, which is then the first, whichever it is.
     sides = [told.sides.get(uuid) for uuid in uuids]
     places = [place if side is None else int(side != "positive") for place, side in zip(places, sides, strict=True)]
-    roles = roles_of(applied, [told.marks.get(uuid, {}) for uuid in uuids], places, told.known)
+    known = {one.mark for one in applied if one.mark is not None} if told.sides.keys() & uuids else ()
+    roles = roles_of(applied, [told.marks.get(uuid, {}) for uuid in uuids], places, known)
     latent = int(x.shape[-2]), int(x.shape[-1])
     found = [told.areas.get(uuid) for uuid in uuids]
     areas = tuple(None if one is None or one[1] != latent else one[0] for one in found)
-    shown = _frames(options)
+    shown = frames(options)
     pictures = tuple(range(len(x) // len(places)) if shown is None else shown)
     return prepare(applied, roles, pictures, latent, x.device, dtype, areas)
 
 
-def _frames(options: Mapping[str, Any]) -> Sequence[int] | None:
+def frames(options: Mapping[str, Any]) -> Sequence[int] | None:
     """Which pictures of the batch are in this call, where only a window of a long animation is: the most used
     animation pack's way, and ComfyUI's own."""
     window = options.get("context_window")
