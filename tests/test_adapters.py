@@ -283,6 +283,16 @@ def test_kolors_gives_zeros_where_others_show_nothing(file):
     assert eye.asked == 3
 
 
+@pytest.mark.parametrize("name", ["pulid", "pulid-v1.1"])
+def test_pulid_takes_of_the_pooled_view_only_where_it_points(file, name):
+    one, layers = load(file(name)), tuple(torch.randn(1, 10, 64) for _ in range(5))
+    vector, pooled = torch.randn(1, 24), torch.randn(1, 1, 768)
+    first, far = (one.project(Evidence(vector, by * pooled, None, layers), Choices())[0] for by in (1, 7))
+    longer, _ = one.project(Evidence(7 * vector, pooled, None, layers), Choices())
+    torch.testing.assert_close(first, far, atol=1e-4, rtol=0)
+    assert not torch.allclose(first, longer, atol=1e-2), "of the vector the length counts"
+
+
 @pytest.mark.parametrize("pictures", [1, 2, 3])
 @pytest.mark.parametrize("name", ["pulid", "pulid-v1.1"])
 def test_pulids_sides_have_as_many_tokens_however_many_pictures(file, name, pictures):
@@ -373,6 +383,71 @@ def test_the_recipes_differ_only_on_the_unconditional_side(file, name):
     assert torch.equal(authors[1], popular[1]) == (name != "instantid")
     again = one.project(evidence, Choices("popular"))
     assert torch.equal(again[1], popular[1]), "the noise is the same every time"
+
+
+STATED = {
+    "faceid": ("w600k_r50", True, None, 1.0),
+    "faceid-plus": ("w600k_r50", True, ("clip-h", "aligned", 224), 1.0),
+    "faceid-plus-v2": ("w600k_r50", True, ("clip-h", "aligned", 224), 1.0),
+    "faceid-portrait": ("w600k_r50", True, None, 1.0),
+    "portrait-unnorm": ("w600k_r50", False, None, 1.0),
+    "plus-face": (None, None, ("clip-h", "head", 224), 0.8),
+    "full-face": (None, None, ("clip-h", "head", 224), 0.8),
+    "kolors-faceid-plus": ("glintr100", False, ("clip-l-336", "box", 336), 0.8),
+    "instantid": ("glintr100", False, None, 0.8),
+    "pulid": ("glintr100", False, ("eva02-l-336", "whitened", 336), 0.8),
+    "pulid-v1.1": ("glintr100", False, ("eva02-l-336", "whitened", 336), 0.8),
+    "photomaker": (None, None, None, 1.0),
+    "photomaker-v2": ("w600k_r50", False, None, 1.0),
+    "arc2face": ("arcface", True, None, 1.0),
+    "consistentid": ("w600k_r50", True, ("clip-h", "head", 224), 1.0),
+}
+"""Per format the network, whether its vector is taken at length 1, the encoder, crop and pixels, and the strength, as
+the authors' scripts have them."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_format_states_what_its_authors_use(file, name):
+    one = load(file(name), name)
+    model, unit, feature, strength = STATED[name]
+    assert (one.recogniser and one.recogniser.model, one.recogniser and one.recogniser.unit) == (model, unit)
+    assert (one.feature and (one.feature.encoder, one.feature.crop, one.feature.size)) == feature
+    assert one.strength == strength
+
+
+def test_pulids_modes_are_those_of_its_two_demonstrations(file):
+    first, second = load(file("pulid")), load(file("pulid-v1.1"))
+    assert dict(first.modes) == {"fidelity": ("ortho_v2", 8), "style": ("ortho", 16), "plain": ("plain", 0)}
+    assert Options().mode_of(first) == ("ortho_v2", 8) and Options().mode_of(second) == ("ortho_v2", 20)
+
+
+def test_the_person_enters_the_prompt_when_the_authors_say(file):
+    starts = {name: load(file(name)).text.start for name in ("photomaker", "photomaker-v2", "consistentid", "arc2face")}
+    assert starts == {"photomaker": 0.2, "photomaker-v2": 0.2, "consistentid": 0.6, "arc2face": 0.0}
+
+
+def test_people_and_recipes_have_tokens_of_their_own(file):
+    one, who = load(file("instantid"), "instantid"), identity("glintr100", people=2)
+    found = [
+        applying.tokens_for(one, who, person, None, Options(recipe=recipe))
+        for person in who.people
+        for recipe in ("authors", "nothing")
+    ]
+    assert not torch.allclose(found[0].positive, found[2].positive)
+    assert [tokens.negative is None for tokens in found] == [False, True, False, True]
+
+
+def test_several_pictures_are_averaged_where_an_adapter_takes_one_view(file):
+    """Plus-face and Plus: the mean of what the encoder sees, unless there is a vector for each picture."""
+    seen, unseen, vectors = torch.randn(2, 5, 1024), torch.zeros(1, 5, 1024), torch.randn(2, 24)
+    face, plus = load(file("plus-face")), load(file("faceid-plus"), "faceid-plus")
+    mean = seen.mean(0, keepdim=True)
+    for adapter, vector in ((face, torch.zeros(1, 0)), (plus, vectors[:1])):
+        both, one = (adapter.project(Evidence(vector, view, unseen), Choices())[0] for view in (seen, mean))
+        torch.testing.assert_close(both, one)
+    paired = plus.project(Evidence(vectors, seen, unseen), Choices())[0]
+    alone = [plus.project(Evidence(vectors[n, None], seen[n, None], unseen), Choices())[0] for n in (0, 1)]
+    torch.testing.assert_close(paired, torch.cat(alone, 1))
 
 
 def test_raw_and_unit_vectors_go_where_they_belong(file):

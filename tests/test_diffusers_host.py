@@ -213,6 +213,22 @@ def test_the_low_rank_part_has_a_strength_of_its_own(sd15, adapter):
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in pairwise(found))
 
 
+def test_the_identity_is_asked_by_the_query_of_the_changed_layer(sd15, adapter, monkeypatch):
+    """The low-rank part changes the query before the identity hears it, as in the authors' processor."""
+    heard, answered = [], []
+    add = attention.Call.add
+    monkeypatch.setattr(
+        attention.Call, "add", lambda self, n, query, *rest: (heard.append(query), add(self, n, query, *rest))[1]
+    )
+    host.apply(adapter("faceid", "sd15"), identity(), sd15)
+    first = sd15.unet.get_submodule(host.layout_of(sd15.unet)[1][0])
+    first.to_q.register_forward_hook(lambda module, inputs, output: answered.append((inputs[0], output)))
+    drawn(sd15, 1)
+    seen, changed = answered[0]
+    assert torch.equal(heard[0], changed)
+    assert not torch.allclose(changed, torch.nn.functional.linear(seen, first.to_q.weight), atol=1e-3)
+
+
 def test_what_does_not_fit_is_refused_and_leaves_the_pipeline_alone(sd15, adapter):
     count = hooks(sd15.unet)
     with pytest.raises(BadInput, match=r"is made for .+, but the model is"):

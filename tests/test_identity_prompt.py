@@ -4,6 +4,7 @@ import pytest
 import torch
 from likeness.face import adapters
 from likeness.face.adapters import Evidence, arc2face, consistentid
+from likeness.face.adapters._net import Net
 from likeness.face.errors import BadInput
 from likeness.face.prompt import LENGTH, length_of, repeated, without_trigger
 from likeness.tests import tiny_adapters as tiny
@@ -76,6 +77,9 @@ def test_photomaker_changes_the_words_token_and_no_other(tmp_path, name, each, p
     known = Evidence(random(pictures, 24), pixels=random(pictures, 3, 224, 224))
     positive, negative = adapter.text.write(clip, "a photo of a man img, laughing", "ugly", known, 0.2, "img")
     early, late = positive
+    # Each goes with its own pooled answer: the late one's is of the prompt whose word is repeated.
+    torch.testing.assert_close(early.pooled, early.text.mean(1))
+    assert late.pooled is not None and (torch.equal(late.pooled, early.pooled) == (pictures * each == 1))
     assert (early.start, early.end, late.start, late.end) == (0.0, 0.2, 0.2, 1.0)
     words = [clip.words[w] for w in ("a", "photo", "of", "a", "man", ",", "laughing")]
     assert [clip.word(early.text, n + 1) for n in range(7)] == words
@@ -130,6 +134,22 @@ def test_consistentids_caption_is_the_authors():
 def test_consistentid_hands_the_parts_over_by_label():
     """The words stand in another order, so eyes and ears change places: it was trained that way."""
     assert [part for part, _ in consistentid.REGIONS] == ["face", "eyes", "ears", "nose", "mouth"]
+
+
+def test_consistentid_fuses_each_word_with_the_part_in_its_place_and_the_opposite_with_nothing(tmp_path):
+    adapter, clip = load(tmp_path, "consistentid", seen=64), Clip(64, "l")
+    parts = ("face", "eyes", "ears", "nose", "mouth")
+    shown = {part: random(5, 64, seed=n) for n, part in enumerate(parts)}
+    known = Evidence(random(1, 24), unseen=random(1, 5, 64, seed=9), regions=dict(reversed(shown.items())))
+    (early, late), (against,) = adapter.text.write(clip, "a man", "ugly", known, 0.6, "")
+    net = Net(adapter.text.tensors)
+    chosen = torch.zeros(LENGTH, dtype=torch.bool)
+    chosen[consistentid.captioned(clip, "a man", parts)[1]] = True
+    tokens = consistentid.parts(net, torch.stack([shown[part] for part in parts]))
+    torch.testing.assert_close(late.text, consistentid.merged(net, early.text, chosen, tokens))
+    plain = clip.encode_from_tokens(clip.tokenize("ugly"))
+    nothing = consistentid.parts(net, known.unseen.expand(5, -1, -1))
+    torch.testing.assert_close(against.text, consistentid.merged(net, plain, chosen, nothing))
 
 
 def test_consistentid_of_sdxl_goes_without_caption_and_opposite_at_first(tmp_path):
