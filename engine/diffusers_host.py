@@ -31,8 +31,6 @@ from ..face.adapters._evidence import Encoder
 from ..face.applying import Options, tokens_for
 from ..face.attention import (
     MARKS,
-    NEGATIVE,
-    POSITIVE,
     Applied,
     Call,
     Roles,
@@ -176,10 +174,7 @@ class Run:
         self, listening: Listening, applied: tuple[Applied, ...], guides: Sequence[Sequence[Any]], dtype: torch.dtype
     ) -> None:
         self._listening, self._applied, self._dtype = listening, applied, dtype
-        self._usual = [
-            usual(applied, [entry.get(MARKS, {}) for entry in entries], NEGATIVE if index else POSITIVE)
-            for index, entries in enumerate(guides)
-        ]
+        self._usual = usual(applied, [[entry.get(MARKS, {}) for entry in entries] for entries in guides])
         self._known = frozenset(one.mark for one in applied if one.mark is not None)
 
     def begin(self, chunks: Sequence[Any], sigma: float, timestep: float, latent_shape: Sequence[int]) -> None:

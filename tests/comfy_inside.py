@@ -519,6 +519,8 @@ def each_conditioning_can_show_another_person():
 
     both, crossed = run("a", "b"), run("b", "a")
     only = sampled(model, [*marked(left, "a", POSITIVE), *right], marked(negative, "a", NEGATIVE), steps=1)
+    alone = patching.apply(patcher("sd15"), first)
+    same(only, sampled(alone, [*marked(left, "a", POSITIVE), *right], marked(negative, "a", NEGATIVE), steps=1))
     assert not torch.allclose(both, crossed, atol=1e-4) and not torch.allclose(both, only, atol=1e-4)
 
 
@@ -572,6 +574,32 @@ def a_mask_keeps_the_person_in_its_place():
     near(ones, full, 1e-5)
     same(none, plain)
     assert not torch.allclose(left, plain, atol=1e-3) and not torch.allclose(left, full, atol=1e-3)
+
+
+@check
+def a_mask_fits_layers_that_another_patch_has_shrunk():
+    """As Kohya's Deep Shrink does, with the inner blocks."""
+    positive, negative = conditioning(1), conditioning(2)
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+
+    def shrink(h, options):
+        return torch.nn.functional.interpolate(h, scale_factor=0.5) if options["block"] == ("input", 3) else h
+
+    def grow(h, skipped, options):
+        return torch.nn.functional.interpolate(h, skipped.shape[-2:]), skipped
+
+    def shrunk(model):
+        model = model.clone()
+        model.set_model_input_block_patch_after_skip(shrink)
+        model.set_model_output_block_patch(grow)
+        return sampled(model, positive, negative)
+
+    full = shrunk(patching.apply(patcher("sd15"), person()))
+    near(shrunk(patching.apply(patcher("sd15"), person(mask=torch.ones(1, 128, 128)))), full, 1e-5)
+    left = shrunk(patching.apply(patcher("sd15"), person(mask=mask)))
+    assert not torch.allclose(left, full, atol=1e-3)
+    assert not torch.allclose(left, shrunk(patcher("sd15")), atol=1e-3)
 
 
 @check

@@ -130,6 +130,16 @@ def test_marks_tell_the_sides_apart_in_any_order(kit):
     assert not torch.equal(turned, sampled(kit, applied(kit)[0], empty, text))
 
 
+def test_every_application_has_a_mark_of_its_own(kit):
+    """So that of two people on one model, each prompt shows its own."""
+    text, empty = kit("text", "sd15"), kit("text", "sd15", "")
+    model, first, negative, _ = applied(kit, positive=text, negative=empty)
+    model, second, negative, _ = applied(kit, model=model, who=("obama",), positive=text, negative=negative)
+    assert first[0][1][MARKS].keys().isdisjoint(second[0][1][MARKS]) and len(negative[0][1][MARKS]) == 2
+    one, other = (sampled(kit, model, positive, negative) for positive in (first, second))
+    assert not torch.equal(one, other)
+
+
 def test_a_side_that_passed_the_node_by_has_its_usual_meaning(kit):
     text, empty = kit("text", "sd15"), kit("text", "sd15", "")
     both = sampled(kit, *applied(kit, positive=text, negative=empty)[:3])

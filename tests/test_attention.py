@@ -19,6 +19,7 @@ from likeness.face.attention import (
     marked,
     prepare,
     roles_of,
+    usual,
 )
 from likeness.face.attention.sites import Layout, Site, halved
 from likeness.face.attention.weighting import WEIGHT_TYPES, site_weights
@@ -183,6 +184,18 @@ def test_marks_decide_and_places_where_there_are_none():
     entry = [["text", {"likeness": {"x": OFF}, "other": 1}]]
     changed = marked(entry, "m", POSITIVE)
     assert changed[0][1] == {"likeness": {"x": OFF, "m": POSITIVE}, "other": 1} and "m" not in entry[0][1]["likeness"]
+
+
+def test_a_side_that_carries_no_mark_has_its_usual_meaning():
+    two = [apply("a", tokens(), LAYOUT, mark="a"), apply("b", tokens(), LAYOUT, mark="b"), apply("c", tokens(), LAYOUT)]
+    both, a, b = {"a": POSITIVE, "b": POSITIVE}, {"a": POSITIVE}, {"b": NEGATIVE}
+    everybody, nobody = dict.fromkeys("ab", NEGATIVE), {}
+    assert usual(two, [[{}], [{}]]) == [both, everybody]
+    assert usual(two, [[both], [{}], [{}]]) == [nobody, everybody, everybody]
+    assert usual(two, [[{}], [b]]) == [both, {"a": NEGATIVE}]
+    # Marks of one person on the positive side: the other one is not shown, and needs no opposite.
+    assert usual(two, [[a, {}], [{}]]) == [nobody, {"a": NEGATIVE}]
+    assert usual(two, [[a], [b]]) == [nobody, {"a": NEGATIVE}]
 
 
 def test_what_was_prepared_is_kept_and_given_back():

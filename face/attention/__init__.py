@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -208,6 +209,14 @@ def check_mask(applied: Applied, height: int, width: int) -> None:
         )
 
 
+@lru_cache(maxsize=64)
+def _sides(queries: int, like: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of so many queries whose proportions are nearest to those of ``like``."""
+    wanted = (queries * like[0] / like[1]) ** 0.5
+    height = min((n for n in range(1, queries + 1) if queries % n == 0), key=lambda n: abs(n - wanted))
+    return height, queries // height
+
+
 @dataclass(frozen=True, eq=False)
 class SiteCall:
     """What one layer needs in one model call."""
@@ -221,7 +230,21 @@ class SiteCall:
     """(B, branches) float32."""
     mask: Tensor | None
     """(branches, B or 1, queries) float32, or None."""
+    size: tuple[int, int]
+    """(height, width) of the layer, whose product is the number of queries."""
     ortho: tuple[Ortho, ...] = ()
+
+    def fitting(self, queries: int) -> SiteCall:
+        """The same for a layer that somebody has made smaller or larger, sides in proportion."""
+        size = _sides(queries, self.size)
+
+        def resized(mask: Tensor | None) -> Tensor | None:
+            if mask is None:
+                return None
+            return F.interpolate(mask.unflatten(-1, self.size), size, mode="bilinear", antialias=True).flatten(-2)
+
+        ortho = tuple(replace(one, mask=resized(one.mask)) for one in self.ortho)
+        return replace(self, mask=resized(self.mask), size=size, ortho=ortho)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +263,8 @@ class Call:
         here = self.sites[site]
         if here is None:
             return out
+        if query.shape[1] != here.size[0] * here.size[1]:
+            here = here.fitting(query.shape[1])
         # First those that look at the text's share, while it is nothing else.
         shares = [branch.share(query, out, heads) for branch in here.ortho]
         if here.key is not None and here.value is not None and here.weight is not None:
@@ -313,6 +338,7 @@ class _Preparation:
         return Call(sites, chunks * len(self.pictures))
 
     def _site(self, number: int, site: Site) -> SiteCall | None:
+        size = halved(*self.latent, site.level)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         weights: list[tuple[float, ...]] = []
@@ -330,18 +356,19 @@ class _Preparation:
                 weights.append(rows)
                 masks.append(one)
             else:
-                mask = self._masks([one], site)
+                mask = self._masks([one], size)
                 ortho.append(Ortho(self._send(key), self._send(value), self._row_weights([rows]), mask, one.mode))
         if not keys and not ortho:
             return None
         if not keys:
-            return SiteCall(None, None, [], None, None, tuple(ortho))
+            return SiteCall(None, None, [], None, None, size, tuple(ortho))
         return SiteCall(
             self._send(torch.cat(keys, 1)),
             self._send(torch.cat(values, 1)),
             [key.shape[1] for key in keys],
             self._row_weights(weights),
-            self._masks(masks, site),
+            self._masks(masks, size),
+            size,
             tuple(ortho),
         )
 
@@ -383,11 +410,11 @@ class _Preparation:
             self._sent[key] = torch.tensor(weights, dtype=torch.float32).T.contiguous().to(self.device)
         return self._sent[key]
 
-    def _masks(self, branches: list[Applied], site: Site) -> Tensor | None:
+    def _masks(self, branches: list[Applied], size: tuple[int, int]) -> Tensor | None:
         """(branches, B or 1, queries) float32 on the device; None where no branch has a mask."""
         if all(one.mask is None for one in branches):
             return None
-        height, width = halved(*self.latent, site.level)
+        height, width = size
         key = (tuple(map(id, branches)), height, width)
         if key not in self._sent:
             shown = [
@@ -454,12 +481,16 @@ def roles_of(
     )
 
 
-def usual(applied: Sequence[Applied], carried: Sequence[Mapping[str, str]], role: str) -> dict[str, str]:
-    """The marks that none of one side's conditionings carries, with the usual ``role`` of that side.
+def usual(applied: Sequence[Applied], sides: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str]]:
+    """For each side, the roles of marks that none of its conditionings carries; the first side is the positive one.
 
-    Who takes only one side through the node means the usual for the other.
+    A positive side without any mark was wired past the nodes and shows everybody; with marks it shows those alone. Who
+    is shown there has an opposite on the other sides, even if these were wired past a node.
     """
-    return dict.fromkeys({one.mark for one in applied if one.mark is not None}.difference(*carried), role)
+    marks = {one.mark for one in applied if one.mark is not None}
+    carried = [marks.intersection(mark for one in side for mark in one) for side in sides]
+    shown = carried[0] or marks
+    return [dict.fromkeys(shown - here, NEGATIVE if number else POSITIVE) for number, here in enumerate(carried)]
 
 
 def marked(conditioning: Any, mark: str, role: str) -> Any:
