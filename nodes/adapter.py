@@ -60,8 +60,8 @@ _WINDOW = {
 _CONDITIONINGS = {
     "positive": socket(
         "CONDITIONING",
-        "Comes out marked as the one that shows the person. Wire it on to the sampler; without it the first "
-        "conditioning of the sampler counts as the positive one.",
+        "Comes out marked as the one that shows the person. Wire it on to the sampler; if it is wired past this "
+        "node, the sampler's positive side counts.",
     ),
     "negative": socket("CONDITIONING", "Comes out marked as the unconditional side."),
 }

@@ -1,5 +1,6 @@
 """The adapter nodes in the engine: what belongs together draws somebody, what does not is refused before sampling."""
 
+import os
 import re
 
 import pytest
@@ -284,6 +285,64 @@ def test_a_truncated_file_is_a_sentence(kit, world):
     whole.write_bytes(whole.read_bytes()[:-100])
     with pytest.raises(Exception, match="not a whole safetensors file"):
         kit("adapter", "cut.safetensors")
+
+
+def test_a_replaced_file_is_opened_again(kit, world):
+    path = world / "models" / "likeness" / "adapters" / FACEID
+    loader, state = NODES["LikenessLoadIdentityAdapter"], path.stat()
+    before = loader.IS_CHANGED(FACEID, "auto")
+    assert before == loader.IS_CHANGED(FACEID, "auto") != loader.IS_CHANGED(FACEID, "faceid")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert loader.IS_CHANGED(FACEID, "auto") != before
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_the_details_say_what_a_file_brings(kit):
+    found = call("LikenessLoadIdentityAdapter", adapter=FACEID, format="auto")
+    adapter, details = found
+    assert f"changes {len(adapter.low_rank)} weights of the model" in details
+    assert "vector: w600k_r50 of buffalo_l" in details
+
+
+# Every widget has its effect
+
+WIDGETS = {"strength": 0.5, "start": 0.5, "end": 0.5, "weight_type": "ease in", "layer_weights": "0:1"}
+WIDGETS |= {"embeds_scaling": "K+V w/ C penalty", "recipe": "nothing"}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_every_widget_of_apply_has_its_effect(kit, name):
+    usual = sampled(kit, applied(kit)[0])
+    assert not torch.equal(sampled(kit, applied(kit, **{name: WIDGETS[name]})[0]), usual)
+
+
+@pytest.mark.parametrize("name", ["strength", "lora_strength", "start", "end", "recipe"])
+def test_every_widget_of_regional_has_its_effect(kit, name):
+    usual = sampled(kit, regional(kit)[0])
+    assert not torch.equal(sampled(kit, regional(kit, **{name: {**WIDGETS, "lora_strength": 0.5}[name]})[0]), usual)
+
+
+def test_structure_and_mode_have_their_effect(kit):
+    given = {"identity": kit("who", "ardern"), "clip_vision": kit("vision")}
+    one, other = (applied(kit, "sdxl", PLUS, structure=s, **given)[0].attention[0].tokens for s in (0.0, 1.0))
+    assert not torch.equal(one.positive, other.positive)
+    pulid = {"adapter": ("pulid_v1.1.safetensors",), "who": ("ardern", "antelopev2")}
+    modes = [applied(kit, "sdxl", mode=m, **pulid)[0].attention[0] for m in ("default", "fidelity", "style", "plain")]
+    assert modes[3].mode == "plain" != modes[0].mode and (modes[1].mode, modes[1].zeros) != (
+        modes[2].mode,
+        modes[2].zeros,
+    )
+
+
+def test_a_prompt_has_the_person_from_where_the_user_wants(kit):
+    given = {"id_adapter": kit("adapter", "photomaker-v2.bin"), "identity": kit("who", "ardern")}
+    given |= {"clip": kit("base", "sdxl")[1], "prompt": "a photo of a man img"}
+    for start, begin in ((-1.0, 0.2), (0.5, 0.5)):
+        positive, _, details = call("LikenessIdentityPrompt", start=start, **given)
+        times = [(entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)) for _, entry in positive]
+        assert sorted(times) == [(0.0, begin), (begin, 1.0)] and f"from {begin:g} of the sampling on" in details
+    positive, *_ = call("LikenessIdentityPrompt", start=0.0, **given)
+    assert [set(entry) & {"start_percent", "end_percent"} for _, entry in positive] == [set()]
 
 
 # Regions
