@@ -8,6 +8,7 @@ import pytest
 import torch
 from likeness.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from likeness.nodes import host as hosts
+from likeness.nodes.saving import mark_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES = sorted(NODE_CLASS_MAPPINGS.items())
@@ -75,6 +76,18 @@ def test_the_editors_script_draws_the_texts_of_every_node():
 
 def test_no_help_page_outlives_its_node():
     assert {p.stem for p in (ROOT / "web" / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)
+
+
+def test_a_picture_says_all_that_was_done_to_the_people_in_it():
+    def node(kind, **feeding):
+        return {"class_type": kind, "inputs": {name: [source, 0] for name, source in feeding.items()}}
+
+    prompt = {"load": node("LoadImage"), "apply": node("LikenessApplyIdentityAdapter", identity="load")}
+    prompt |= {"draw": node("KSampler", model="apply"), "swap": node("LikenessSwapFaces", image="draw")}
+    drawn, both = "generated: a person drawn from an identity", "edited: faces swapped; generated: a person drawn"
+    assert mark_of(prompt, ["load"], NODE_CLASS_MAPPINGS) is None
+    assert mark_of(prompt, ["draw"], NODE_CLASS_MAPPINGS) == drawn
+    assert str(mark_of(prompt, ["swap"], NODE_CLASS_MAPPINGS)).startswith(both)
 
 
 def test_a_picture_without_a_face_is_no_error_for_detection():
