@@ -355,7 +355,20 @@ def remove(pipe: Any) -> None:
 def _sides(pipe: Any) -> list[int]:
     """The places of the conditionings in a pipeline's batch: with guidance the negative one comes first."""
     # A pipeline that has not run yet does not know; then somebody asks its U-Net directly.
-    return [1, 0] if getattr(pipe, "do_classifier_free_guidance", False) else [0]
+    guided = bool(getattr(pipe, "do_classifier_free_guidance", False))
+    # Perturbed attention guidance asks for the positive one twice.
+    twice = bool(getattr(pipe, "do_perturbed_attention_guidance", False))
+    return [1] * guided + [0] * (1 + twice)
+
+
+def _pictures(rows: int, places: Sequence[int]) -> int:
+    """How many pictures a batch holds. Raises BadInput where its rows are not all ``places`` of each."""
+    if rows % len(places):
+        raise BadInput(
+            f"the pipeline shows its network {rows} rows where {len(places)} belong to each picture, so that the "
+            "prompt's cannot be told from the negative prompt's. Call the pipeline itself, or take the adapter off."
+        )
+    return rows // len(places)
 
 
 def _identity_net(pipe: Any, adapter: IdAdapter) -> Any:
@@ -403,7 +416,7 @@ def _beginner(pipe: Any, attached: _Attached) -> Any:
         latent = int(sample.shape[-2]), int(sample.shape[-1])
         for one in now:
             check_mask(one, *latent)
-        pictures = tuple(range(len(sample) // len(places)))
+        pictures = tuple(range(_pictures(len(sample), places)))
         attached.listening.call = prepare(now, roles, pictures, latent, sample.device, sample.dtype)
 
     return begin
@@ -416,8 +429,9 @@ def _instead_of_text(pipe: Any, tokens: Tokens) -> Any:
     def swap(module: Any, inputs: tuple[Any, ...], more: dict[str, Any]) -> tuple[Any, Any]:
         text: Tensor = inputs[2] if len(inputs) > 2 else more["encoder_hidden_states"]
         sides = {0: tokens.positive, 1: tokens.positive if tokens.negative is None else tokens.negative}
-        places = _sides(of())
-        rows = [sides[place].expand(len(text) // len(places), -1, -1) for place in places]
+        # Guessing without a prompt it is shown the positive rows alone.
+        places = [0] if more.get("guess_mode") else _sides(of())
+        rows = [sides[place].expand(_pictures(len(text), places), -1, -1) for place in places]
         shown = torch.cat(rows).to(text)
         if len(inputs) > 2:
             return (*inputs[:2], shown, *inputs[3:]), more

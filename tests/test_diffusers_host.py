@@ -194,6 +194,20 @@ def test_with_and_without_guidance_and_in_batches(sd15, adapter, guidance, pictu
     assert after.shape == before.shape and not torch.allclose(after, before, atol=1e-3)
 
 
+def test_rows_are_told_apart_as_the_pipeline_lays_them_out(sd15, adapter):
+    class Pipe:
+        do_classifier_free_guidance = True
+
+    class Perturbed(Pipe):
+        do_perturbed_attention_guidance = True
+
+    assert host._sides(Pipe()) == [1, 0] and host._sides(Perturbed()) == [1, 0, 0] and host._sides(object()) == [0]
+    host.apply(adapter("faceid-portrait", "sd15"), identity(), sd15)
+    drawn(sd15, 1)
+    with pytest.raises(BadInput, match="3 rows where 2 belong to each picture"):
+        sd15.unet(torch.randn(3, 4, 8, 8), 5, torch.randn(3, 77, 64))
+
+
 def test_whatever_attention_processor_the_user_has_chosen_stays(sd15, adapter):
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -327,9 +341,11 @@ def test_instantids_controlnet_reads_the_identity_where_others_read_the_text(ada
     drawn(pipe, 1, image=points)
     shown = attention_tokens(one, who)
     assert torch.allclose(seen[0], torch.cat([shown.negative, shown.positive]), atol=1e-5)
+    drawn(pipe, 1, image=points, guess_mode=True)
+    assert torch.allclose(seen[1], shown.positive, atol=1e-5), "guessing it sees the positive rows alone"
     host.remove(pipe)
     drawn(pipe, 1, image=points)
-    assert seen[1].shape == (2, 77, 128)
+    assert seen[2].shape == (2, 77, 128)
 
 
 def test_a_controlnet_of_another_family_is_refused(adapter):
