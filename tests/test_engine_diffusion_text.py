@@ -65,6 +65,12 @@ def test_half_a_character_is_no_failure(words):
     assert words.encode("a man \ud83d") == words.encode("a man ?")
 
 
+@pytest.mark.parametrize("weight", ["inf", "-inf", "nan", "1e999"])
+def test_a_weight_that_is_no_number_is_refused(words, weight):
+    with pytest.raises(BadInput, match=f"weighs a part with {weight}"):
+        tokens.tokenize(words, f"a (man:{weight})", 0)
+
+
 def test_special_tokens_may_be_written_out(words):
     assert words.encode("a<|endoftext|>man")[1] == words.end
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import threading
 import unicodedata
@@ -175,6 +176,8 @@ def _weighted(text: str, weight: float) -> list[tuple[str, float]]:
         if colon and head:
             with suppress(ValueError):
                 inner, new = head, float(tail)
+            if not math.isfinite(new):
+                raise BadInput(f"the prompt weighs a part with {tail.strip()}, which would leave a picture of nothing")
         found += _weighted(inner, new)
     return found
 
