@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ..face.adapters._evidence import Encoder
     from ..face.attention import Applied
     from ..face.attention.sites import Layout
+    from ..face.cure.layers import SelfLayers
+    from ..face.cure.run import Hook
+    from ..nodes.host import Sampling, Solver
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +227,41 @@ class EngineHost(StandaloneHost):
             )
         node = import_module(".core.generation", __package__).ControlNetApplyAdvanced()
         return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
+
+    def self_layers(self, model: Any) -> SelfLayers:
+        return import_module(".diffusion.hooks", __package__).layers_of(model.unet)[0]
+
+    def with_hook(self, model: Any, hook: Hook) -> Any:
+        return replace(model, hooks=(*model.hooks, hook))
+
+    def dtype(self, model: Any) -> Any:
+        return model.dtype
+
+    def samplers(self) -> tuple[list[str], list[str]]:
+        generation = import_module(".core.generation", __package__)
+        return list(generation.SAMPLERS), list(generation.SCHEDULES)
+
+    def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
+        one, node = sampling, import_module(".core.generation", __package__).KSampler()
+        widgets = one.seed, one.steps, one.cfg, one.sampler, one.scheduler
+        return node.sample(model, *widgets, positive, negative, latent, one.denoise)[0]
+
+    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
+        return import_module(".diffusion.sampling", __package__).schedule(model.sampling, scheduler, steps)
+
+    def solve(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Any,
+        cfg: float,
+        sigmas: Tensor,
+        method: str | Solver,
+        seed: int,
+    ) -> Any:
+        generation = import_module(".core.generation", __package__)
+        return generation.solved(model, positive, negative, latent, cfg, sigmas, method, seed)
 
     @staticmethod
     def _diffusers() -> Any:

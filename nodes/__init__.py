@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from . import adapter, attributes, faces, identity, judge, models, score, swap
+from . import adapter, attributes, cure, faces, identity, judge, models, score, swap
 
 _CLASSES = [
     *faces.NODES,
     *identity.NODES,
     *adapter.NODES,
+    *cure.NODES,
     *attributes.NODES,
     *swap.NODES,
     *judge.NODES,

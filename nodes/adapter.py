@@ -4,6 +4,7 @@ prompt."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 from weakref import ref
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..face import adapters, applying
-from ..face.adapters import AUTO, IdAdapter
+from ..face.adapters import AUTHORS, AUTO, IdAdapter
 from ..face.adapters._evidence import evidence
 from ..face.applying import DEFAULT, Options
 from ..face.attention import NEGATIVE, POSITIVE, SCALINGS, Tokens, marked
@@ -29,6 +30,9 @@ from .saving import DRAWN
 MIX, EACH = "together", "one a picture"
 PEOPLE = (MIX, EACH)
 MODES = (DEFAULT, "fidelity", "style", "plain")
+PERSON, NOBODY = "the person", "nobody"
+SHOWN = (PERSON, NOBODY)
+"""Whom IdentityNet shows."""
 
 _STRENGTH = (
     "How strongly the person is drawn. 0 changes nothing, 1 is what most adapters were trained at; InstantID, PuLID "
@@ -336,6 +340,11 @@ class IdentityControlNet:
             "optional": {
                 "mask": socket("MASK", "Where the ControlNet acts."),
                 "vae": socket("VAE", "Only for ControlNets that look at latents."),
+                "who": choice(
+                    SHOWN,
+                    "*nobody* gives the ControlNet what the authors give it for a vector of zeros: place and pose "
+                    "without the person, for the run of Foundation Pass.",
+                ),
             },
         }
 
@@ -354,6 +363,7 @@ class IdentityControlNet:
         any_recogniser: bool,
         mask: Tensor | None = None,
         vae: Any = None,
+        who: str = PERSON,
     ) -> tuple[Any, Any]:
         if id_adapter.format != "instantid":
             raise BadInput(
@@ -372,7 +382,17 @@ class IdentityControlNet:
             )
         if strength == 0:
             return positive, negative
-        shown = {POSITIVE: tokens.positive, NEGATIVE: tokens.positive if tokens.negative is None else tokens.negative}
+        if who == NOBODY:
+            # What the projector answers to zeros, which is what the authors' foundation run has (YIYANGCAI/FreeCure,
+            # InstantID/infer.py), whatever the recipe gives the negative side.
+            tokens = _everybody(
+                id_adapter, identity, identity.people, None, replace(options, recipe=AUTHORS), each=False
+            )
+            nothing = torch.zeros_like(tokens.positive) if tokens.negative is None else tokens.negative
+            shown = {POSITIVE: nothing, NEGATIVE: nothing}
+        else:
+            negative_tokens = tokens.positive if tokens.negative is None else tokens.negative
+            shown = {POSITIVE: tokens.positive, NEGATIVE: negative_tokens}
         sides = here.with_control(
             positive, negative, control_net, _masked(image, mask), strength, start, end, vae, id_adapter.context_width
         )

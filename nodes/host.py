@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..face.adapters import IdAdapter
 from ..face.adapters._evidence import Encoder
 from ..face.attention import Applied
 from ..face.attention.sites import Layout
+from ..face.cure.layers import SelfLayers
+from ..face.cure.run import Hook
 from ..face.errors import BadInput
 from ..face.host import Host, StandaloneHost
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The widgets of a sampler."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    denoise: float = 1.0
+
+
+Solver = Callable[[Any, Tensor, Tensor, Any, Any], Tensor]
+"""``solve(denoise, x, sigmas, watch, noise)``: a way along noise levels; see ``face.cure.guidance``."""
 
 
 class NodeHost(Host, Protocol):
@@ -65,6 +85,45 @@ class NodeHost(Host, Protocol):
         ``width``."""
         ...
 
+    def self_layers(self, model: Any) -> SelfLayers:
+        """The self-attention layers of a MODEL. BadInput for one that is no U-Net."""
+        ...
+
+    def with_hook(self, model: Any, hook: Hook) -> Any:
+        """Another MODEL, whose runs are recorded or cured; the one that came in stays as it was."""
+        ...
+
+    def dtype(self, model: Any) -> torch.dtype:
+        """In which a MODEL computes."""
+        ...
+
+    def samplers(self) -> tuple[list[str], list[str]]:
+        """The names of samplers and of schedulers."""
+        ...
+
+    def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
+        """A LATENT as KSampler gives it, with its progress and previews."""
+        ...
+
+    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
+        """The noise levels of a whole sampling: (steps + 1,), descending to 0."""
+        ...
+
+    def solve(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Any,
+        cfg: float,
+        sigmas: Tensor,
+        method: str | Solver,
+        seed: int,
+    ) -> Any:
+        """A LATENT that ``method`` (a sampler's name, or a way of one's own) makes of one at the level of
+        ``sigmas[0]``; no noise is put on it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blocked:
@@ -107,6 +166,38 @@ class StandaloneNodeHost(StandaloneHost):
         vae: Any,
         width: int,
     ) -> tuple[Any, Any]:
+        raise _nothing_to_sample_with()
+
+    def self_layers(self, model: Any) -> SelfLayers:
+        raise _nothing_to_sample_with()
+
+    def with_hook(self, model: Any, hook: Hook) -> Any:
+        raise _nothing_to_sample_with()
+
+    def dtype(self, model: Any) -> torch.dtype:
+        raise _nothing_to_sample_with()
+
+    def samplers(self) -> tuple[list[str], list[str]]:
+        # Only for the forms, which are shown to nobody here.
+        return ["euler"], ["normal"]
+
+    def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
+        raise _nothing_to_sample_with()
+
+    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
+        raise _nothing_to_sample_with()
+
+    def solve(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Any,
+        cfg: float,
+        sigmas: Tensor,
+        method: str | Solver,
+        seed: int,
+    ) -> Any:
         raise _nothing_to_sample_with()
 
 

@@ -1,4 +1,4 @@
-"""Checks of the cure that run in ComfyUI's own process; ``test_comfy_cure`` starts it, called as ``comfy_inside`` is."""
+"""Checks of the cure in ComfyUI's own process, called as ``comfy_inside`` is; ``test_comfy_cure`` starts it."""
 
 import gc
 from functools import lru_cache

@@ -15,8 +15,8 @@ from ..diffusion import load
 from ..diffusion.control import ControlNet
 from ..diffusion.model import Model
 from ..diffusion.preview import preview
-from ..diffusion.sample import Settings, sample
-from ..diffusion.samplers import SAMPLERS
+from ..diffusion.sample import Settings, Way, sample
+from ..diffusion.samplers import SAMPLERS, Sampler
 from ..diffusion.sampling import SCHEDULES
 from ..diffusion.tensors import resize
 from ..diffusion.text import CLIP
@@ -683,7 +683,7 @@ class CLIPVisionEncode:
 
 
 def _sampled(
-    model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, settings: Settings
+    model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, settings: Settings, way: Way = None
 ) -> Latent:
     """``sample`` under the host's progress bar, with previews."""
     bar: list[Any] = []
@@ -694,7 +694,23 @@ def _sampled(
         bar[0].update(1, preview(denoised, model.family))
 
     check: Callable[[], None] = host().check_interrupt
-    return sample(model, positive, negative, latent, settings, progress, check)
+    return sample(model, positive, negative, latent, settings, progress, check, way)
+
+
+def solved(
+    model: Model,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: Latent,
+    cfg: float,
+    sigmas: torch.Tensor,
+    method: str | Sampler,
+    seed: int,
+) -> Latent:
+    """What a sampler, or a way of one's own, makes of a latent that is at the level of ``sigmas[0]`` already."""
+    name, own = (method, None) if isinstance(method, str) else ("euler", method)
+    settings = Settings(seed, len(sigmas) - 1, cfg, name, "normal", add_noise=False)
+    return _sampled(model, positive, negative, latent, settings, (sigmas, own))
 
 
 class KSampler:

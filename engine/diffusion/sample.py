@@ -13,7 +13,7 @@ from ...face.errors import BadInput
 from .acting import attention, hooked
 from .guidance import Conditioning, Denoiser, entries, opposed
 from .model import Model, running
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, Sampler
 from .sampling import SCHEDULES, schedule
 from .tensors import repeat_to, resize
 
@@ -60,6 +60,8 @@ def noise(samples: Tensor, seed: int, batch_index: Sequence[int] | None = None) 
 
 
 Progress = Callable[[int, int, Tensor], None]
+Way = tuple[Tensor, Sampler | None] | None
+"""Noise levels of one's own, and perhaps a way along them."""
 
 
 def _nobody(done: int, steps: int, denoised: Tensor) -> None:
@@ -79,14 +81,16 @@ def sample(
     settings: Settings,
     progress: Progress = _nobody,
     check: Callable[[], None] = _nothing,
+    way: Way = None,
 ) -> Latent:
     """A LATENT like ``latent`` with other samples, float32 on the CPU.
 
     ``progress(done, steps, denoised)`` is called after every step; ``check`` before every call of the U-Net, and may
-    raise. Raises BadInput before the first step for what does not belong together.
+    raise; ``way`` takes the place of the settings' schedule and sampler. Raises BadInput before the first step for
+    what does not belong together.
     """
     samples = _checked(model, latent, settings)
-    sigmas = _sigmas(model, settings)
+    sigmas, method = (_sigmas(model, settings), None) if way is None else way
     if len(sigmas) < 2:
         return {**latent, "samples": samples}
 
@@ -110,7 +114,7 @@ def sample(
         hooked(unet, model, plan, samples.shape, check) as hooks,
     ):
         denoiser = Denoiser(model, unet, run, guides, settings.cfg, settings.batched, check, hooks)
-        out = SAMPLERS[settings.sampler](
+        out = (method or SAMPLERS[settings.sampler])(
             _inpainting(denoiser, model, latent.get("noise_mask"), start, clean, settings),
             model.sampling.noisy(clean, start, sigmas[0]),
             sigmas,

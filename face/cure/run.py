@@ -21,7 +21,7 @@ from ..attention.sites import halved
 from ..errors import BadInput
 from .attention import ADDITIVE, Selection, cured, gathered, select, shares
 from .layers import SelfLayers
-from .tape import NONE, Evaluation, Plan, Tape
+from .tape import ANSWERS, NONE, Evaluation, Plan, Tape
 
 Plain = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The layer's own attention, of (b, N, C) each: the host's function, or an older patch."""
@@ -144,7 +144,7 @@ class Recording:
 
     @property
     def layers(self) -> frozenset[int]:
-        return frozenset() if self.keep == NONE else frozenset(self.chosen)
+        return frozenset() if self.keep in (NONE, ANSWERS) else frozenset(self.chosen)
 
     @property
     def sites(self) -> frozenset[int]:
@@ -252,6 +252,11 @@ class Curing:
             raise BadInput(
                 f"the tape is of a model with {self.tape.count} self-attention layers, this {self.model_layers.name} "
                 f"has {len(self.model_layers.layers)}. Run Foundation Pass on the same checkpoint."
+            )
+        if self.tape.keep == ANSWERS:
+            raise BadInput(
+                "this tape keeps only the model's answers, which serve noise blending. Let Foundation Pass keep keys "
+                "and values, or set the method to noise blending."
             )
         if self.tape.mask is not None and self.mode != ADDITIVE:
             raise BadInput(

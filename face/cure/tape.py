@@ -22,10 +22,10 @@ from ..errors import BadInput
 from .attention import shares
 from .layers import SelfLayers
 
-FULL, HALF, NONE = "keys and values", "keys and values in 8 bit", "latents only"
-KEEPS = (FULL, HALF, NONE)
-"""What is kept: as the model computes it; in float8; or nothing but the latents, from which the cured run computes it
-again."""
+FULL, HALF, NONE, ANSWERS = "keys and values", "keys and values in 8 bit", "latents only", "answers only"
+KEEPS = (FULL, HALF, NONE, ANSWERS)
+"""What is kept: keys and values as the model computes them; in float8; nothing but the latents, from which the cured
+run computes them again; or only what the model answered, which is what noise blending needs."""
 
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
@@ -276,7 +276,7 @@ def predicted_bytes(
 ) -> int:
     """Bytes of keys and values of ``count`` evaluations of latents (B, C, h, w), each of so many positive
     conditionings."""
-    if keep == NONE:
+    if keep in (NONE, ANSWERS):
         return 0
     each = 1 if keep == HALF else torch.empty((), dtype=dtype).element_size()
     pictures, size = int(latent[0]), (int(latent[-2]), int(latent[-1]))

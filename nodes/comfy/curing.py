@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor
 
 from ...face.attention import Area
@@ -315,3 +316,44 @@ class _Wants:
 
     def begin(self, plan: Plan, to_sigma: Callable[[float], float]) -> Run:
         raise BadInput("this hook belongs to no sampling of its own")
+
+
+def solve(
+    model: Any, positive: Any, negative: Any, latent: Any, cfg: float, sigmas: Tensor, method: Any, seed: int
+) -> Any:
+    """``NodeHost.solve`` by ComfyUI's own sampling, with its progress and previews."""
+    import comfy.sample
+    import comfy.samplers
+    import latent_preview
+
+    def along(
+        denoiser: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ) -> Tensor:
+        given = extra_args or {}
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser(x, sigma * x.new_ones(len(x)), **given)
+
+        def watch(step: int, x: Tensor, denoised: Tensor) -> None:
+            if callback is not None:
+                callback({"x": x, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
+
+        return method(denoise, x, sigmas, watch, None)
+
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    sampler = comfy.samplers.sampler_object(method) if isinstance(method, str) else comfy.samplers.KSAMPLER(along)
+    out = comfy.sample.sample_custom(
+        model,
+        torch.zeros_like(samples),
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=True,
+        seed=seed,
+    )
+    return {**latent, "samples": out}

@@ -22,9 +22,12 @@ from ...face.adapters._evidence import Encoder
 from ...face.attention import Applied
 from ...face.attention.sites import Layout
 from ...face.cache import MODELS
+from ...face.cure.layers import SelfLayers
+from ...face.cure.run import Hook
 from ...face.host import ADAPTER_FOLDERS, Progress
+from ..host import Sampling, Solver
 from ..saving import mark_of
-from . import patching
+from . import curing, patching
 
 log = logging.getLogger(__name__)
 
@@ -233,3 +236,40 @@ class ComfyHost:
         patching.check_control(control_net, width)
         node = import_module("nodes").ControlNetApplyAdvanced()
         return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
+
+    def self_layers(self, model: Any) -> SelfLayers:
+        return curing.layers_of(model)[0]
+
+    def with_hook(self, model: Any, hook: Hook) -> Any:
+        return curing.put(model, hook)
+
+    def dtype(self, model: Any) -> torch.dtype:
+        return model.model.manual_cast_dtype or model.model.get_dtype()
+
+    def samplers(self) -> tuple[list[str], list[str]]:
+        samplers = import_module("comfy.samplers")
+        return list(samplers.KSampler.SAMPLERS), list(samplers.KSampler.SCHEDULERS)
+
+    def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
+        one = sampling
+        (out,) = import_module("nodes").common_ksampler(
+            model, one.seed, one.steps, one.cfg, one.sampler, one.scheduler, positive, negative, latent, one.denoise
+        )
+        return out
+
+    def sigmas(self, model: Any, scheduler: str, steps: int) -> torch.Tensor:
+        samplers = import_module("comfy.samplers")
+        return samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+    def solve(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Any,
+        cfg: float,
+        sigmas: torch.Tensor,
+        method: str | Solver,
+        seed: int,
+    ) -> Any:
+        return curing.solve(model, positive, negative, latent, cfg, sigmas, method, seed)
