@@ -341,6 +341,14 @@ def a_foreign_patch_is_chained_whether_it_came_first_or_later():
     model = patcher("sd15").clone()
     model.set_model_attn2_replace(half_text, *key, 0)
     near(predicted(patching.apply(model, applied), gold.inputs), both, 1e-6)
+    # One key for all of a deeper transformer's layers: ours are looked for first, so each has to hold it.
+    gold, _, zero = faceid("sdxl", strength=0.0)
+    deep = next(key[:2] for key in patching.layout_of(patcher("sdxl"))[1] if key[2] > 0)
+    model = patcher("sdxl").clone()
+    model.set_model_attn2_replace(half_text, *deep)
+    foreign = predicted(model, gold.inputs)
+    assert not torch.equal(foreign, predicted(patcher("sdxl"), gold.inputs))
+    same(predicted(patching.apply(model, zero), gold.inputs), foreign)
 
 
 @check
