@@ -352,6 +352,28 @@ def a_foreign_patch_is_chained_whether_it_came_first_or_later():
 
 
 @check
+def a_foreign_patch_with_weights_is_moved_and_makes_room():
+    class Weighted:
+        moved = []
+
+        def __call__(self, *given):
+            return half_text(*given)
+
+        def to(self, where):
+            self.moved.append(where)
+            return self
+
+        def models(self):
+            return ["its model"]
+
+    model = patcher("sd15").clone()
+    model.set_model_attn2_replace(Weighted(), "input", 4)
+    model = patching.apply(model, faceid("sd15")[2])
+    model.model_patches_to(torch.float16)
+    assert Weighted.moved == [torch.float16] and model.model_patches_models() == ["its model"]
+
+
+@check
 def another_pack_can_add_its_own_onto_ours():
     gold, _, applied = faceid("sd15")
     model = patching.apply(patcher("sd15"), applied)
