@@ -9,6 +9,7 @@ import comfy_inside as inside  # first: it makes ComfyUI and the pack importable
 # ruff: isort: on
 import comfy.sample
 import comfy.samplers
+import folder_paths  # noqa: F401  (by it the pack knows that it is in ComfyUI)
 import torch
 from comfy_inside import conditioning, near, patcher, predicted, same, tokens_of
 from likeness.face.adapters import Evidence, load
@@ -16,8 +17,11 @@ from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
 from likeness.face.cure.tape import FULL, HALF, NONE, Plan, weak
 from likeness.face.errors import BadInput
+from likeness.nodes import cure as nodes
 from likeness.nodes.comfy import curing, patching
 from likeness.tests.golden_data import fixture
+
+import nodes as comfy_nodes
 
 inside.CHECKS.clear()
 check = inside.check
@@ -418,6 +422,82 @@ def every_sampler_of_comfyui_asks_as_often_as_is_foretold():
         if asked != foretold:
             wrong.append(f"{name}: {asked}, not {foretold}")
     assert not wrong, "; ".join(wrong)
+
+
+# The nodes
+
+
+WIDGETS = {"seed": 3, "steps": 4, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal"}
+
+
+def recorded_by_node(**changes):
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    given = {**WIDGETS, "denoise": 1.0, "keep": FULL, "layers": "authors", "budget": 8.0, "words": True, **changes}
+    return nodes.FoundationPass().run(
+        patcher("sd15"), positive=conditioning(1), negative=conditioning(2), latent_image=latent, **given
+    )["result"]
+
+
+def by_ksampler(model):
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    sides = conditioning(1), conditioning(2)
+    return comfy_nodes.KSampler().sample(model, *WIDGETS.values(), *sides, latent)[0]["samples"]
+
+
+@check
+def the_nodes_do_the_same():
+    latent, tape, said = recorded_by_node()
+    near(latent["samples"], by_ksampler(patcher("sd15")), 1e-5)
+    assert "6 layers" in said and "4 evaluations" in said, said
+    settings = {"strength": 1.0, "method": nodes.ATTENTION, "omega": -1.0, "omega_mode": "additive"}
+    model, told = nodes.CureAttributes().run(shown(), tape, torch.ones(1, 128, 128), start=-1.0, end=1.0, **settings)[
+        "result"
+    ]
+    assert "+0.5" in told, told
+    same(by_ksampler(model), by_ksampler(cured(tape, torch.ones(1, 128, 128), omega=0.5)))
+    assert not torch.allclose(by_ksampler(model), by_ksampler(shown()), atol=1e-2)
+    try:
+        recorded_by_node(budget=0.0001)
+    except BadInput as error:
+        assert "budget" in str(error)
+    else:
+        raise AssertionError("it was not refused")
+
+
+@check
+def the_way_up_and_down_leads_back():
+    latent = {"samples": by_ksampler(patcher("sd15"))}
+    given = {**WIDGETS, "steps": 12, "cfg": 1.0}
+
+    def guided(refinements, seed):
+        return nodes.AbstractAttributeGuidance().run(
+            patcher("sd15"), latent, conditioning(1), conditioning(seed), conditioning(2), **given, gamma=0.5,
+            refinements=refinements, check=True,
+        )["result"]  # fmt: skip
+
+    errors = [guided(n, 1)[1] for n in (0, 3, 10)]
+    assert errors[2] < 0.2 * errors[0], errors
+    back = guided(10, 1)[0]
+    other = guided(10, 5)[0]["samples"]
+    assert float((other - latent["samples"]).norm()) > 3 * float((back["samples"] - latent["samples"]).norm())
+    return f"round-trip error without, with 3, with 10 refinements: {', '.join(f'{e:.1e}' for e in errors)}"
+
+
+@check
+def it_compiles():
+    """With torch.compile around the network: recorded and cured as without."""
+    tape, _ = recorded()
+    expected = drawn(cured(tape))
+    model = cured(tape)
+    inner = model.model.diffusion_model
+    compiled = torch.compile(inner, backend="eager")
+    model.add_object_patch("diffusion_model", compiled)
+    near(drawn(model), expected, 1e-4)
+    recorder = cure.Recording(layers().choose("authors"), layers(), FULL)
+    model = curing.put(patcher("sd15"), recorder)
+    model.add_object_patch("diffusion_model", compiled)
+    drawn(model)
+    near(drawn(cured(recorder.done[0])), expected, 1e-4)
 
 
 if __name__ == "__main__":

@@ -248,15 +248,15 @@ class Curing:
 
     def __post_init__(self) -> None:
         check_window(self.start, self.end)
-        if self.tape.count != len(self.model_layers.layers):
-            raise BadInput(
-                f"the tape is of a model with {self.tape.count} self-attention layers, this {self.model_layers.name} "
-                f"has {len(self.model_layers.layers)}. Run Foundation Pass on the same checkpoint."
-            )
         if self.tape.keep == ANSWERS:
             raise BadInput(
                 "this tape keeps only the model's answers, which serve noise blending. Let Foundation Pass keep keys "
                 "and values, or set the method to noise blending."
+            )
+        if self.tape.count != len(self.model_layers.layers):
+            raise BadInput(
+                f"the tape is of a model with {self.tape.count} self-attention layers, this {self.model_layers.name} "
+                f"has {len(self.model_layers.layers)}. Run Foundation Pass on the same checkpoint."
             )
         if self.tape.mask is not None and self.mode != ADDITIVE:
             raise BadInput(
