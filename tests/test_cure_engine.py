@@ -1,97 +1,24 @@
-"""The cure in the engine: the authors' numbers in a whole U-Net, and a tape against the published paired run."""
+"""The cure in the engine: a tape against the published paired run, and the laws of both."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from likeness.engine.diffusers_host import attention_run, layout_of
+from likeness.engine.diffusers_host import layout_of
 from likeness.engine.diffusion import load
-from likeness.engine.diffusion.acting import _attend
-from likeness.engine.diffusion.hooks import Hooks, layers_of
-from likeness.engine.diffusion.model import Chunk, Model, running
+from likeness.engine.diffusion.hooks import layers_of
+from likeness.engine.diffusion.model import running
 from likeness.engine.diffusion.sample import Settings, noise, sample
 from likeness.engine.diffusion.samplers import SAMPLERS
-from likeness.engine.diffusion.sampling import discrete
-from likeness.face import adapters
-from likeness.face.adapters import Choices, Evidence
 from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
 from likeness.face.cure.tape import FULL, HALF, NONE, Plan, predicted_bytes, weak
 from likeness.face.errors import BadInput
 from likeness.tests import tiny_diffusion as tiny
-from likeness.tests.golden_data import fixture, unet
 
 CPU = torch.device("cpu")
-P_UNCOND, F_UNCOND, P_COND, F_COND = range(4)
 SETTINGS = Settings(seed=3, steps=3, cfg=7.0, sampler="euler", scheduler="normal")
-
-
-# The authors' numbers
-
-
-def chunks():
-    """The guides of one evaluation: negative, then positive."""
-    return [Chunk({}, 1, 1), Chunk({}, 0, 1)]
-
-
-def answer(gold, base, rows, run, applied=()):
-    """What the U-Net says to some of the fixture's rows while a hook acts in the released layers."""
-    net, x = unet(base), gold.inputs
-    model = Model(net, base, discrete(), torch.float32)
-    layers, more = layers_of(net)[0].choose("authors"), {}
-    assert list(layers) == gold.config["layer_idx"]
-    if "pooled_text" in x:
-        more["added_cond_kwargs"] = {"text_embeds": x["pooled_text"][rows], "time_ids": x["time_ids"][rows]}
-    hooks, latent = Hooks([run]), tuple(x["sample"].shape[-2:])
-    with (
-        running(model, own=True) as own,
-        attention_run(own, applied, model, [[{}], [{}]], (1, *x["sample"].shape[1:])) as acting,
-        torch.no_grad(),
-    ):
-        _attend(own, hooks, [(frozenset(layers), run)])
-        acting.begin(chunks(), 1.0, 500.0, (2, *x["sample"].shape[1:]))
-        hooks.call(chunks(), 1.0, latent)
-        return own(x["sample"][rows], x["timesteps"][rows], x["text"][rows], **more).sample
-
-
-def cured_rows(gold, base, omega, applied=((), ())):
-    """All four rows: the foundation's are recorded, the person's read the tape."""
-    layers = layers_of(unet(base))[0]
-    shape = (1, *gold.inputs["sample"].shape[1:])
-    plan = Plan(0, shape, "euler", (1.0, 0.0), "", "", weak(layers))
-    recording = cure.Recording(layers.choose("authors"), layers, FULL).begin(plan, float)
-    foundation = answer(gold, base, [F_UNCOND, F_COND], recording, applied[0])
-    mask = gold.inputs["mask"][:, 0].float()
-    curing = cure.Curing(recording.tape, layers, mask, omega).begin(plan, float)
-    person = answer(gold, base, [P_UNCOND, P_COND], curing, applied[1])
-    return torch.stack([person[0], foundation[0], person[1], foundation[1]])
-
-
-@pytest.mark.parametrize("omega", ["1.5", "0.5"])
-@pytest.mark.parametrize("base", ["sd15", "sdxl"])
-def test_the_authors_numbers(base, omega):
-    gold = fixture(f"fasa_unet_{base}")
-    gold.close(cured_rows(gold, base, float(omega)), f"noise_pred_omega_{omega}")
-
-
-@pytest.mark.parametrize("omega", ["1.5", "0.5"])
-def test_the_authors_numbers_beside_an_adapter(omega):
-    """The official hook would take the adapter's own attention away; ours leaves it alone."""
-    gold = fixture("fasa_unet_sd15_portrait")
-    one = adapters.load(fixture("unet_sd15_portrait").checkpoint)
-    layout = layout_of(unet("sd15"))[0]
-
-    def shown(row):
-        positive, negative = (
-            one.project(Evidence(gold.inputs["id_embeds"][n].reshape(-1, gold.config["id_dim"])), Choices())[0]
-            for n in (row, P_UNCOND)
-        )
-        tokens = Tokens(positive, negative, one.keys, one.values)
-        return (apply("portrait", tokens, layout, strength=gold.config["ip_scale"]),)
-
-    rows = cured_rows(gold, "sd15", float(omega), (shown(F_COND), shown(P_COND)))
-    gold.close(rows, f"noise_pred_omega_{omega}")
 
 
 # A tape and the paired run
