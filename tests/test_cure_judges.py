@@ -292,6 +292,27 @@ def test_the_mesh_on_photographs():
         assert [verdict.present for verdict in told[0]] == [open_, False]
 
 
+@pytest.mark.weights
+def test_the_catalogues_network_on_photographs():
+    """Two laugh, one is earnest."""
+    if missing := [
+        c.name for c in catalogue if c.name in ("yunet", "mesh", "expression") and status(c, STANDALONE) == "missing"
+    ]:
+        pytest.skip(f"the models {', '.join(missing)} are not fetched: likeness models fetch default expression")
+    folder = Path(__file__).resolve().parent.parent / "workflows" / "photos"
+    wanted = [
+        attribute(text, "expression", abstract=True) for text in ("laughing happily", "neutral expression", "angry")
+    ]
+    for name, expected in (
+        ("obama", [True, False, False]),
+        ("ardern", [True, False, False]),
+        ("macron", [False, True, False]),
+    ):
+        picture, _ = load_picture(folder / f"{name}.jpg")
+        told = judge_all(picture, wanted, judges="expression")
+        assert [verdict.present for verdict in told[0]] == expected, name
+
+
 # Parser
 
 

@@ -289,6 +289,20 @@ def test_a_digest_is_computed_once_however_many_ask(tmp_path, monkeypatch):
 # What is installed
 
 
+def test_what_is_no_network_is_whole_by_its_digest(host):
+    """The vocabulary of the text encoders is a packed list of words."""
+    card = next(card for card in models.catalogue if not card.file.endswith(".onnx"))
+    path = host.folders("likeness")[0] / card.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"words")
+    assert models.status(card, host) == "unverified"
+    told = {"size": 5, "sha256": sha256(b"words").hexdigest(), "source_sha256": card.source.sha256}
+    models.receipt_path(path).write_text(json.dumps(told))
+    assert models.examine(card, host).state == "installed"
+    path.write_bytes(b"wards")
+    assert models.examine(card, host).state == "damaged"
+
+
 def test_status_follows_the_file(host, managers):
     assert models.status(CARD, host) == "missing"
     path = fetch(CARD, host)

@@ -3,7 +3,8 @@
 FER+ (Barsoum, Zhang, Canton Ferrer, Zhang 2016, arXiv 1608.01041; ``emotion-ferplus*.onnx`` of the ONNX model zoo):
 (1, 1, 64, 64) grey 0 to 255, eight logits. HSEmotion (Savchenko 2021, arXiv 2103.17107; ``enet_b*_8*.onnx``,
 ``hsemotion*.onnx``): (1, 3, S, S) RGB, normalised as for ImageNet, eight logits, or ten of which the last two are
-valence and arousal. Both see the detector's box and nothing around it.
+valence and arousal. Both see the detector's box and nothing around it. face-api.js (github.com/vladmandic/face-api,
+MIT; in the catalogue): (1, 3, 112, 112) RGB 0 to 255, seven probabilities, of the upright face.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ...errors import BadModelFile
 from ...host import Host
+from ...models import ModelCard, PackageSource, catalogue, find, status
 from ...score.expression import openings
 from ...session import OnnxModel
 from ...types import Array, Face
@@ -27,6 +29,36 @@ from ._words import Claim, table
 
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 HSEMOTION = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+
+FACEAPI = ("neutral", "happiness", "sadness", "anger", "fear", "disgust", "surprise")
+
+CARD = catalogue.add(
+    ModelCard(
+        name="expression",
+        kind="expression",
+        file="expression.onnx",
+        licence="MIT",
+        commercial=True,
+        size=1303120,
+        source=PackageSource(
+            "npm",
+            "@vladmandic/face-api",
+            "1.7.15",
+            "tgz",
+            "package/model/face_expression_model.bin",
+            "9a9840f2cf1f4c7eab95f197512569345c00d2426754d4608b92af30e0300f3d",
+            more=(
+                (
+                    "package/model/face_expression_model-weights_manifest.json",
+                    "5b349c17c7836da506e03422cd6461c74085d8bb2713ad4114647dc5d28174c8",
+                ),
+            ),
+        ),
+        convert="faceapi expression",
+        converted="95ab3fce018017fe3ed90df9f3aed5e562897d198bb96d8ea7e5ac0344f1d8f9",
+        about="face-api.js: seven expressions (github.com/vladmandic/face-api).",
+    )
+)
 
 MOUTH = "open mouth"
 """Beside the names above: the network's word is not enough, the mesh has to see the mouth open."""
@@ -61,6 +93,8 @@ SHAPES = table(
     hints=[("laughing/laugh/laughs/laughter/shouting/screaming/yelling/singing/yawning", "mouth open")],
 )
 
+MARGIN = 0.0
+"""What face-api's crop has around the box."""
 LIPS, LIDS = (0.05, 0.12), (0.045, 0.075)
 """Below the first shut, above the second open, between them nobody can say: ``face.score.expression``."""
 
@@ -87,15 +121,16 @@ class _Network:
     def names(self, host: Host) -> list[str]:
         return sorted(self._files(host))
 
+    def open(self, name: str, host: Host) -> OnnxModel:
+        return OnnxModel(self._files(host)[name], host)
+
     def judge(
         self, name: str, picture: Tensor, face: Face | None, attribute: Attribute, evidence: Evidence, host: Host
     ) -> Verdict | None:
         claims, unsaid = WORDS.read(attribute.text)
         if not claims or face is None:
             return None
-        odds = evidence.once(
-            ("expression", name), lambda: self._odds(OnnxModel(self._files(host)[name], host), picture, face)
-        )
+        odds = evidence.once(("expression", name), lambda: self.odds(self.open(name, host), picture, face))
         values: list[Claim[float]] = []
         for claim in claims:
             value = sum(float(odds[self.order.index(part)]) for part in claim.value if part in self.order)
@@ -113,7 +148,7 @@ class _Network:
             details += ", mouth " + ("not measured" if opening is None else "open" if opening >= 0.5 else "closed")
         return Verdict(attribute.text, score >= 0.5, score, name, details, unsaid)
 
-    def _odds(self, model: OnnxModel, picture: Tensor, face: Face) -> Array:
+    def odds(self, model: OnnxModel, picture: Tensor, face: Face) -> Array:
         """(8,) probabilities. BadModelFile for a network of another shape."""
         port, channels = model.signature.inputs[0], 1 if self.grey else 3
         if len(port.shape) != 4 or port.shape[1] not in (channels, None):
@@ -139,6 +174,26 @@ class _Network:
             f"{model.path.name} {what} where an expression network of this name takes (1, {channels}, {self.size}, "
             f"{self.size}) and answers 8 logits. It is another model: rename it, or remove it from the likeness folder."
         )
+
+
+@dataclass(frozen=True)
+class _Catalogued(_Network):
+    """The network of the catalogue."""
+
+    def names(self, host: Host) -> list[str]:
+        return [] if status(CARD, host) == "missing" else [CARD.name]
+
+    def open(self, name: str, host: Host) -> OnnxModel:
+        return OnnxModel(find(CARD, host), host)
+
+    def odds(self, model: OnnxModel, picture: Tensor, face: Face) -> Array:
+        """(7,) probabilities. BadModelFile for a network of another shape."""
+        if model.signature.outputs[0].shape[-1] != len(self.order):
+            raise BadModelFile(f"{model.path} is not the catalogue's expression network. Delete it and fetch it again.")
+        seen, _ = head(picture, face, self.size, MARGIN)
+        # Mean and scale are inside the graph.
+        x = (seen * 255).permute(2, 0, 1)[None].contiguous().numpy()
+        return model.run({model.signature.inputs[0].name: x})[0][0].astype(np.float64)
 
 
 def between(value: float, limits: tuple[float, float]) -> float:
@@ -190,6 +245,7 @@ class _Mesh:
 def _entries() -> Sequence[tuple[str, _Network]]:
     return (
         ("hsemotion", _Network(("hsemotion", "enet_b"), HSEMOTION, 224, False, contains="_8")),
+        ("catalogue", _Catalogued((), FACEAPI, 112, False)),
         ("ferplus", _Network(("emotion-ferplus", "emotion_ferplus"), FERPLUS, 64, True)),
     )
 
