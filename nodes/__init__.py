@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from . import adapter, attributes, cure, faces, identity, judge, models, score, swap
+from . import adapter, attributes, cure, faces, identity, judge, loop, models, score, swap
 
 _CLASSES = [
     *faces.NODES,
@@ -14,6 +14,7 @@ _CLASSES = [
     *attributes.NODES,
     *swap.NODES,
     *judge.NODES,
+    *loop.NODES,
     *score.NODES,
     *models.NODES,
 ]

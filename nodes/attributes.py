@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..face import analyse as analysing
@@ -12,6 +15,7 @@ from ..face.analyse import Look
 from ..face.cure import masks as masking
 from ..face.cure import words
 from ..face.cure.masks import Masked
+from ..face.cure.words import Attribute
 from ..face.errors import MissingModel
 from ..face.image import as_image, check_faces
 from ..face.masks import FURTHEST
@@ -105,7 +109,79 @@ class AttributeMasks:
     ) -> dict[str, Any]:
         image = as_image(image)
         listed = bool(attributes.strip()) or if_empty == NOTHING
-        wanted = words.parse_list(attributes) if listed else words.split(prompt)
+        placed = places(
+            image,
+            words.parse_list(attributes) if listed else words.split(prompt),
+            prompt,
+            listed=listed,
+            source=source,
+            parser=parser,
+            grow=grow,
+            expressions=expressions,
+            faces=faces,
+            tape=tape,
+            clip=clip,
+            mask=mask,
+        )
+        drawn = placed.drawn(image)
+        return {
+            "ui": preview(drawn, placed.notes),
+            "result": (placed.whole() * strength, placed.each(), drawn, as_json(placed.record())),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where attributes are in a batch of P pictures, and what there is to say about it."""
+
+    found: Masked
+    extra: Tensor | None
+    """(P, H, W): the user's own mask that belongs to no attribute."""
+    notes: tuple[str, ...]
+
+    def whole(self) -> Tensor:
+        """(P, H, W): all of it together, each attribute as strong as wanted."""
+        return self.found.union() if self.extra is None else self.found.union().maximum(self.extra)
+
+    def each(self) -> Tensor:
+        """(A P, H, W): all pictures of the first attribute, then of the second, …; one black mask without any."""
+        found = self.found
+        return found.masks.flatten(0, 1) if found.attributes else torch.zeros(1, *found.masks.shape[2:])
+
+    def drawn(self, image: Tensor) -> Tensor:
+        """The pictures with each attribute in its colour."""
+        return masking.coloured(image, self.found, self.extra)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values: every attribute with its source and area, or why it has no mask."""
+        return {"schema": "likeness.masks/1", "attributes": _records(self.found), "notes": list(self.notes)}
+
+
+def places(
+    image: Tensor,
+    wanted: Sequence[Attribute],
+    prompt: str,
+    *,
+    listed: bool,
+    source: str,
+    parser: str,
+    grow: int,
+    expressions: bool = False,
+    faces: Faces | None = None,
+    tape: Any = None,
+    clip: Any = None,
+    mask: Tensor | None = None,
+    alone: bool = False,
+) -> Placed:
+    """Where the ``wanted`` attributes of ``prompt`` are in ``image``; ``listed``: whether the user named them.
+
+    A user's ``mask`` joins what is found, or stands ``alone`` instead of it.
+    """
+    notes: list[str] = []
+    if mask is not None and alone:
+        empty, count = torch.zeros(len(wanted), *image.shape[:3]), len(wanted)
+        found = Masked(tuple(wanted), empty, ("",) * count, ("your mask stands for all of them",) * count)
+    else:
         faces, notes = _faces(image, faces, needed=bool(wanted) and source != masking.CROSS_ATTENTION)
         maps = getattr(tape, "maps", None)
         if maps is not None and clip is None:
@@ -122,16 +198,9 @@ class AttributeMasks:
             expressions=expressions,
             host=host(),
         )
-        found, extra = (found, None) if mask is None else masking.with_given(found, mask)
-        whole = found.union() if extra is None else found.union().maximum(extra)
-        drawn = masking.coloured(image, found, extra)
-        notes = [*_told(found, bool(whole.any()), listed), *notes]
-        each = found.masks.flatten(0, 1) if wanted else whole.new_zeros(1, *whole.shape[1:])
-        record = {"schema": "likeness.masks/1", "attributes": _records(found), "notes": notes}
-        return {
-            "ui": preview(drawn, notes),
-            "result": (whole * strength, each, drawn, as_json(record)),
-        }
+    found, extra = (found, None) if mask is None else masking.with_given(found, mask)
+    whole = found.union() if extra is None else found.union().maximum(extra)
+    return Placed(found, extra, (*_told(found, bool(whole.any()), listed), *notes))
 
 
 def _faces(image: Tensor, faces: Faces | None, needed: bool) -> tuple[Faces | None, list[str]]:

@@ -58,6 +58,42 @@ def known_layers(model: Any, keep: str) -> SelfLayers:
     return SelfLayers((), "model") if keep == ANSWERS else host().self_layers(model)
 
 
+def planned(
+    model: Any,
+    positive: Any,
+    latent: Any,
+    sampling: Sampling,
+    keep: str,
+    layers: str,
+    budget: float,
+    mask: Tensor | None = None,
+) -> tuple[SelfLayers, tuple[int, ...], str]:
+    """A tape before it is made: the model's layers, those chosen, and how large it will be. Raises BadInput if that is
+    more than the budget."""
+    known = known_layers(model, keep)
+    chosen = known.choose(layers) if known.layers else ()
+    mask = _beforehand(mask, keep)
+    asked = evaluations(sampling.sampler, sampling.steps)
+    shape = tuple(latent["samples"].shape)
+
+    def size(keep: str) -> int:
+        return predicted_bytes(known, chosen, shape, asked, host().dtype(model), keep, mask, len(positive))
+
+    said = f"{_gigabytes(size(keep))} for {len(chosen)} layers of {known.name}, {asked} evaluations, {keep}"
+    if size(keep) > budget * 2**30:
+        raise BadInput(
+            f"the tape would take {said}, more than the budget of {budget:g} GB. Smaller are: {KEEPS[1]} "
+            f"({_gigabytes(size(KEEPS[1]))}); a mask that is known beforehand; fewer layers, steps or pictures; "
+            f"{NONE} (next to nothing, computed again). Or raise the budget."
+        )
+    return known, chosen, said
+
+
+def _beforehand(mask: Tensor | None, keep: str) -> Tensor | None:
+    """The mask by which a tape is shortened; none where nothing of it would be kept anyway."""
+    return None if mask is None or keep in (NONE, ANSWERS) else mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+
+
 def foundation(
     model: Any,
     positive: Any,
@@ -74,22 +110,8 @@ def foundation(
 ) -> tuple[Any, Tape, str]:
     """The run without the person: LATENT, tape, and what to say of it. Raises BadInput before the first step."""
     here = host()
-    known = known_layers(model, keep)
-    chosen = known.choose(layers) if known.layers else ()
-    mask = None if mask is None or keep in (NONE, ANSWERS) else mask.reshape(-1, *mask.shape[-2:]).float().cpu()
-    asked = evaluations(sampling.sampler, sampling.steps)
-    shape = tuple(latent["samples"].shape)
-
-    def size(keep: str) -> int:
-        return predicted_bytes(known, chosen, shape, asked, here.dtype(model), keep, mask, len(positive))
-
-    said = f"{_gigabytes(size(keep))} for {len(chosen)} layers of {known.name}, {asked} evaluations, {keep}"
-    if size(keep) > budget * 2**30:
-        raise BadInput(
-            f"the tape would take {said}, more than the budget of {budget:g} GB. Smaller are: {KEEPS[1]} "
-            f"({_gigabytes(size(KEEPS[1]))}); a mask that is known beforehand; fewer layers, steps or pictures; "
-            f"{NONE} (next to nothing, computed again). Or raise the budget."
-        )
+    mask = _beforehand(mask, keep)
+    known, chosen, said = planned(model, positive, latent, sampling, keep, layers, budget, mask)
     here.send_text(f"tape: {said}", node_id)
     recording = Recording(chosen, known, keep, mask, words and bool(known.layers))
     out = here.sample(here.with_hook(model, recording), positive, negative, latent, sampling)

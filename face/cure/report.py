@@ -167,6 +167,24 @@ def to_json(before: Side, after: Side, *, settings: Mapping[str, Any] | None = N
     )
 
 
+def beside(pictures: Sequence[tuple[str, Tensor]]) -> Tensor:
+    """Batches (P, H, W, 3) of the same pictures side by side, each under its name: (P, H', W', 3)."""
+    from PIL import Image, ImageDraw
+
+    height, width = (max(int(batch.shape[n]) for _, batch in pictures) for n in (1, 2))
+    line = max(18, height // 16)
+    gap = max(2, line // 4)
+    canvas = Image.new("RGB", (len(pictures) * (width + gap) - gap, height + line), MAT)
+    pen = ImageDraw.Draw(canvas)
+    for n, (name, _) in enumerate(pictures):
+        _write(pen, (n * (width + gap) + gap, line // 2), name, round(line * 0.6), INK, width - 2 * gap)
+    sheets = from_uint8(np.array(canvas))[None].repeat(len(pictures[0][1]), 1, 1, 1)
+    for n, (_, batch) in enumerate(pictures):
+        left = n * (width + gap)
+        sheets[:, line : line + batch.shape[1], left : left + batch.shape[2]] = batch
+    return sheets
+
+
 def told(before: Side | None, after: Side) -> str:
     """One line a picture: ``picture 1: red hair missing → present (0.08 → 0.93, bisenet18); …``."""
     lines: list[str] = []

@@ -54,6 +54,15 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
 
 
+def refuse_adaptive(sampler: str) -> None:
+    """Raise BadInput for a sampler whose two runs cannot be laid beside each other."""
+    if sampler.removeprefix("sample_") in ADAPTIVE:
+        raise BadInput(
+            f"the sampler {sampler} chooses its own steps, so that a run with the identity does not visit the "
+            "noise levels of the run without. Take one with fixed steps: euler, dpmpp_2m, heun, …"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What a sampling is. A tape belongs to the runs that have the same."""
@@ -76,12 +85,8 @@ class Plan:
         return len(self.sigmas) - 1
 
     def refuse_adaptive(self) -> None:
-        """Raise BadInput for a sampler whose two runs cannot be laid beside each other."""
-        if self.sampler.removeprefix("sample_") in ADAPTIVE:
-            raise BadInput(
-                f"the sampler {self.sampler} chooses its own steps, so that a run with the identity does not visit the "
-                "noise levels of the run without. Take one with fixed steps: euler, dpmpp_2m, heun, …"
-            )
+        """``refuse_adaptive`` of this sampling."""
+        refuse_adaptive(self.sampler)
 
     def require(self, other: Plan) -> None:
         """Raise BadInput, with what differs, unless a tape made under this plan serves a run under ``other``."""
@@ -253,9 +258,10 @@ def _scaled(both: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """In main memory; from a GPU by way of pinned memory, without waiting for it."""
+    """In main memory; from a GPU by way of pinned memory, without waiting for it. ``tensor`` must be the caller's own:
+    what is in main memory is kept as it is."""
     if tensor.device.type != "cuda":
-        return tensor.to("cpu", copy=True)
+        return tensor.to("cpu")
     out = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return out.copy_(tensor, non_blocking=True)
 

@@ -78,6 +78,34 @@ def parse_list(text: str) -> tuple[Attribute, ...]:
     return _each_once(attributes)
 
 
+def without(prompt: str, attributes: Iterable[Attribute]) -> str:
+    """``prompt`` without the words of ``attributes``, and without the commas, brackets and small words left alone by
+    them; as it was where it does not hold any. Of *old man* the man stays."""
+    people, left = _vocabulary().sets["people"], prompt
+    for attribute in attributes:
+        told = _WORD.findall(attribute.text)
+        while len(told) > 1 and _folded(told[-1]) in people:
+            told.pop()
+        if phrase := r"[\W_]+".join(re.escape(word) for word in told):
+            left = re.sub(rf"(?<!\w){phrase}(?!\w)", "", left, flags=re.IGNORECASE)
+    if left == prompt:
+        return prompt
+    before = ""
+    while before != left:
+        before = left
+        for dangling in (
+            r"[(\[{]\s*(?::\s*[\d.]*)?\s*[)\]}]",  # (:1.2), ()
+            r"\b(?:and|or|but|while|with|is|looks?|looking|has|having|an?|the|his|her|their)\s*(?=[,.;)\]]|$)",
+            r"^\s*(?:and|or|but)\b",
+            r"\s+(?=[,.;)\]])",
+            r",(?=\s*[,.;)\]])",
+            r"^[\s,;]+|[\s,;]+$",
+            r"(?<=\s)\s+",
+        ):
+            left = re.sub(dangling, "", left, flags=re.IGNORECASE)
+    return left
+
+
 def _strength(entry: str) -> tuple[str, float]:
     """``text: 0.5`` as its two parts; 1 where no number stands behind the last colon."""
     text, colon, number = entry.rpartition(":")
