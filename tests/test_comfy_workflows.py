@@ -15,9 +15,11 @@ import pytest
 import torch
 from likeness.face.host import ROOT, STANDALONE
 from likeness.face.models import catalogue, find, status
+from likeness.nodes import NODE_CLASS_MAPPINGS
 from likeness.tests import comfy_test_nodes, test_comfy, tiny_adapters, tiny_world
 from likeness.tests import test_comfy_diffusion as both
 from likeness.tests import tiny_diffusion as tiny
+from safetensors.torch import load_file
 
 checkout = both.checkout
 pytestmark = [pytest.mark.comfy, pytest.mark.timeout(900)]
@@ -92,10 +94,12 @@ class Workflow:
 
     def __init__(self, name, data):
         self.nodes = tiny_world.shrunk(json.loads(json.dumps(PROMPTS[name])))
-        (sampler,) = (n for n, node in self.nodes.items() if node["class_type"] == "KSampler")
-        self.nodes = {n: self.nodes[n] for n in self.above(sampler)}
+        drawn = self.latents()
+        self.nodes = {n: self.nodes[n] for n, _ in drawn for n in self.above(n)}
         self.shown = []
-        self.show("Latent", f"{name}-latent", "samples", [sampler, 0])
+        for n, slot in drawn:
+            self.show("Latent", f"{name}-latent-{n}", "samples", [n, slot])
+        sampler = drawn[-1][0]
         for n, node in list(self.nodes.items()):
             if node["inputs"].get("ckpt_name") == tiny_world.SDXL:
                 unet = {"unet_name": tiny_world.SDXL, "weight_dtype": "default"}
@@ -104,6 +108,12 @@ class Workflow:
             # What the file says of the prompt goes where the small encoders can write it.
         if name == "portrait_photomaker":
             self.write_the_prompt(sampler, data)
+
+    def latents(self):
+        """Every node that draws, with its output that is a latent."""
+        slots = {"LikenessClosedLoop": 1}
+        kinds = ((n, node["class_type"]) for n, node in self.nodes.items())
+        return [(n, slots.get(kind, 0)) for n, kind in kinds if kind in tiny_world.SAMPLERS]
 
     def above(self, n):
         found = {n}
@@ -147,3 +157,32 @@ class Workflow:
 @pytest.mark.parametrize("name", NAMES)
 def test_one_workflow_one_picture(comfy, base, name):
     both.check(comfy, base, Workflow(name, base / "data"), f"workflow {name}")
+
+
+def test_one_node_for_the_whole_cure(comfy, base):
+    graph = Workflow("closed_loop", base / "data")
+    (n,) = (n for n, node in graph.nodes.items() if node["class_type"] == "LikenessClosedLoop")
+    spec = NODE_CLASS_MAPPINGS["LikenessCureSampler"].INPUT_TYPES()
+    known = {**spec["required"], **spec["optional"]}
+    inputs = {key: value for key, value in graph.nodes[n]["inputs"].items() if key in known}
+    inputs |= {"expressions": False, "show_uncured": True, "source": "cross-attention"}
+    graph.nodes[n] = {"class_type": "LikenessCureSampler", "inputs": inputs}
+    graph.shown = []
+    del graph.nodes["closed_loop-latent-" + n]
+    graph.show("Latent", "one-node", "samples", [n, 0])
+    for slot, name in enumerate(("image", "foundation", "uncured"), start=1):
+        graph.show("Image", f"one-node-{name}", "image", [n, slot])
+    both.check(comfy, base, graph, "cure in one node")
+    cured, plain = (load_file(base / "there" / f"one-node-{name}.safetensors")["out"] for name in ("image", "uncured"))
+    assert (cured - plain).abs().max() > 1 / 255, "nothing was cured"
+
+
+def test_a_loop_that_cures_everything_runs_to_its_end(comfy, base):
+    """Noise has no face to be judged, so that only what is cured unjudged goes through all stages."""
+    graph = Workflow("closed_loop", base / "data")
+    (n,) = (n for n, node in graph.nodes.items() if node["class_type"] == "LikenessClosedLoop")
+    graph.nodes[n]["inputs"] |= {"cure_unjudged": True, "source": "cross-attention"}
+    # The sheet has eight bits; it need not agree to the last.
+    for slot, name in ((0, "image"), (2, "before")):
+        graph.show("Image", f"loop-{name}", "image", [n, slot])
+    both.check(comfy, base, graph, "closed loop")

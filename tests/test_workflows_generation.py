@@ -72,3 +72,29 @@ def test_at_strength_zero_nobody_matters(name, world):
         if node["class_type"] == "LoadImage" and node["_meta"]["title"] != "Pose":
             node["inputs"]["image"] = "obama.jpg"
     assert (first - picture(run(prompt, executor), prompt, world)).abs().max() == 0
+
+
+def test_the_cure_matters_and_is_reported(world):
+    prompt, executor = prompt_of("cure_a_portrait"), Executor(classes())
+    record = run(prompt, executor)
+    first = picture(record, prompt, world)
+    (cure, report) = (
+        next(n for n, node in prompt.items() if node["class_type"] == f"Likeness{kind}")
+        for kind in ("CureAttributes", "AttributeReport")
+    )
+    (sheet,) = record.outputs[report]["images"]
+    assert (world / "out" / sheet["filename"]).is_file() and "not judged" in record.outputs[report]["text"][0]
+    assert "attention in 6 layers" in record.outputs[cure]["text"][0]
+    prompt[cure]["inputs"]["strength"] = 0.0
+    assert (first - picture(run(prompt, executor), prompt, world)).abs().max() > 1 / 255
+
+
+def test_the_loop_goes_through_all_its_stages(world):
+    """Noise has no face to be judged, so that only what is cured unjudged does."""
+    prompt = prompt_of("closed_loop")
+    (n,) = (n for n, node in prompt.items() if node["class_type"] == "LikenessClosedLoop")
+    prompt[n]["inputs"] |= {"cure_unjudged": True}
+    lines = run(prompt).outputs[n]["text"]
+    told = "\n".join(lines)
+    assert "round 1, curly red hair, round glasses: attention in 6 layers" in told
+    assert "laughing: guidance, gamma 0.5" in told and "round 1 gained nothing" in told

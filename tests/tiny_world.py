@@ -107,10 +107,14 @@ def shrunk(prompt, side=64, steps=4):
     for node in prompt.values():
         if node["class_type"] == "EmptyLatentImage":
             node["inputs"] |= {"width": side, "height": side}
-        if node["class_type"] == "KSampler":
+        if node["class_type"] in SAMPLERS:
             node["inputs"]["steps"] = steps
     return prompt
 
 
+SAMPLERS = ("KSampler", "LikenessFoundationPass", "LikenessCureSampler", "LikenessClosedLoop")
+"""What draws pictures out of noise; where several do, they must agree."""
+
+
 def generates(prompt):
-    return any(node["class_type"] == "KSampler" for node in prompt.values())
+    return any(node["class_type"] in SAMPLERS for node in prompt.values())
