@@ -417,7 +417,9 @@ class Loop:
             image, said = self.making.without_person()
             self.notes.append(f"tape: {said}")
             self.placed = self.making.places(image)
-            self.notes += [note for note in self.placed.notes if note not in self.notes]
+            # What has no place is guided, and needs none.
+            bodiless = tuple(f"{a.text}, no mask" for a in self.making.wanted if a.abstract)
+            self.notes += [note for note in self.placed.notes if not (bodiless and note.startswith(bodiless))]
         found = self.placed.found
         names = {a.text: n for n, a in enumerate(found.attributes)}
         here = [a for a in attributes if found.sources[names[a.text]]]
