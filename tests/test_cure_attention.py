@@ -54,6 +54,15 @@ def test_gathered_keys_are_the_equation(mode, dtype):
     assert float((fast.double() - slow).abs().max()) < (1e-5 if dtype == torch.float32 else 3e-2)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_without_a_mask_is_off_beside_one_that_has_one(mode):
+    q, k, v, key, value = (torch.randn(2, 9, 8) for _ in range(5))
+    part = torch.stack([torch.ones(9), torch.zeros(9)])
+    both = cured(q, k, v, key, value, select(part, 2.0, mode), heads=2)
+    assert torch.allclose(both[1], plain(q, k, v, 2)[1], atol=1e-6)
+    assert not torch.allclose(both[0], plain(q, k, v, 2)[0], atol=1e-3)
+
+
 def test_the_foundation_itself_changes_nothing():
     """Its keys borrowed whole at ω = 0 only double what is there."""
     q, k, v = torch.randn(2, 16, 32), torch.randn(2, 16, 32), torch.randn(2, 16, 32)

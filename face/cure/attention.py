@@ -56,12 +56,17 @@ def select(shares: Tensor, omega: float, mode: str = ADDITIVE, own: int | None =
     most = int(chosen.sum(1).max()) if rows else 0
     if most == 0:
         return None
+    own = tokens if own is None else own
     if mode == MULTIPLICATIVE:
-        return Selection(None, (omega * shares)[:, :, None], None)
+        # The paper's form leaves a logit of 0 outside; a row that is to read nothing at all is left alone instead.
+        alone = ~chosen.any(1)
+        bias = torch.zeros(rows, own + tokens)
+        bias[alone, own:] = -math.inf
+        return Selection(None, (omega * shares)[:, :, None], bias[:, None, None, :] if bool(alone.any()) else None)
     # The tokens that count come first, in their own order; what follows is padding.
     index = torch.argsort(chosen.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
     borrowed = omega + shares.gather(1, index).log()
-    bias = torch.cat([torch.zeros(rows, tokens if own is None else own), borrowed], 1)
+    bias = torch.cat([torch.zeros(rows, own), borrowed], 1)
     return Selection(index, None, bias[:, None, None, :])
 
 
@@ -87,11 +92,13 @@ def plain(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def reference(
     q: Tensor, k: Tensor, v: Tensor, key: Tensor, value: Tensor, shares: Tensor, omega: float, heads: int, mode: str
 ) -> Tensor:
-    """The slow twin of ``select`` and ``cured``: every logit over all 2N columns, as the equations are written."""
+    """The slow twin of ``select`` and ``cured``: every logit over all 2N columns, as the equations are written; a row
+    without a mask is left alone."""
     q, k, v, key, value = (_split(t.double(), heads) for t in (q, k, v, key, value))
     own, borrowed = (q @ t.transpose(-1, -2) / math.sqrt(q.shape[-1]) for t in (k, key))
     columns = shares.double()[:, None, None, :]
     borrowed = borrowed + omega + columns.log() if mode == ADDITIVE else borrowed * (omega * columns)
+    borrowed = borrowed.masked_fill(~(columns > 0).any(-1, keepdim=True), -math.inf)
     weights = torch.cat([own, borrowed], -1).softmax(-1)
     return (weights @ torch.cat([v, value], -2)).transpose(1, 2).flatten(2)
 
