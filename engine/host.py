@@ -234,6 +234,9 @@ class EngineHost(StandaloneHost):
     def with_hook(self, model: Any, hook: Hook) -> Any:
         return replace(model, hooks=(*model.hooks, hook))
 
+    def hooks(self, model: Any) -> Any:
+        return model.hooks
+
     def dtype(self, model: Any) -> Any:
         return model.dtype
 
@@ -245,6 +248,10 @@ class EngineHost(StandaloneHost):
         one, node = sampling, import_module(".core.generation", __package__).KSampler()
         widgets = one.seed, one.steps, one.cfg, one.sampler, one.scheduler
         return node.sample(model, *widgets, positive, negative, latent, one.denoise)[0]
+
+    def steps(self, model: Any, sampling: Sampling) -> int:
+        levels = import_module(".diffusion.sampling", __package__).schedule
+        return max(len(levels(model.sampling, sampling.scheduler, sampling.steps, sampling.denoise)) - 1, 0)
 
     def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
         return import_module(".diffusion.sampling", __package__).schedule(model.sampling, scheduler, steps)

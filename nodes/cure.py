@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..face.cure import guidance
 from ..face.cure.attention import ADDITIVE, MODES, MULTIPLICATIVE
 from ..face.cure.layers import AUTHORS, CHOICES, PAPER_OMEGA, SelfLayers
-from ..face.cure.run import BLEND, BLEND_FROM, Blending, Curing, Recording
+from ..face.cure.run import BLEND, BLEND_FROM, Blending, Curing, Recording, check_proportions, refuse_cured
 from ..face.cure.tape import ANSWERS, FULL, KEEPS, NONE, Tape, evaluations, predicted_bytes
 from ..face.errors import BadInput
 from .form import CATEGORY, TAPE, choice, integer, number, socket, switch, text
@@ -70,11 +71,11 @@ def planned(
 ) -> tuple[SelfLayers, tuple[int, ...], str]:
     """A tape before it is made: the model's layers, those chosen, and how large it will be. Raises BadInput if that is
     more than the budget."""
+    shape = _shape(latent)
     known = known_layers(model, keep)
     chosen = known.choose(layers) if known.layers else ()
-    mask = _beforehand(mask, keep)
-    asked = evaluations(sampling.sampler, sampling.steps)
-    shape = tuple(latent["samples"].shape)
+    mask = _beforehand(mask, keep, shape)
+    asked = evaluations(sampling.sampler, host().steps(model, sampling))
 
     def size(keep: str) -> int:
         return predicted_bytes(known, chosen, shape, asked, host().dtype(model), keep, mask, len(positive))
@@ -89,9 +90,32 @@ def planned(
     return known, chosen, said
 
 
-def _beforehand(mask: Tensor | None, keep: str) -> Tensor | None:
+def _beforehand(mask: Tensor | None, keep: str, shape: Sequence[int]) -> Tensor | None:
     """The mask by which a tape is shortened; none where nothing of it would be kept anyway."""
-    return None if mask is None or keep in (NONE, ANSWERS) else mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    mask = None if mask is None else _as_mask(mask, shape)
+    return None if keep in (NONE, ANSWERS) else mask
+
+
+def _as_mask(mask: Any, shape: Sequence[int]) -> Tensor:
+    """A user's mask as (P, H, W), for latents of ``shape`` (B, C, h, w). Raises BadInput for one that cannot be."""
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or 0 in mask.shape:
+        came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise BadInput(f"a mask must be (pictures, height, width), with a picture at least; got {came}")
+    found = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    check_proportions(found, shape)
+    return found
+
+
+def _shape(latent: Any) -> tuple[int, ...]:
+    """Of a LATENT's samples (B, C, h, w). Raises BadInput for what is none."""
+    samples = latent.get("samples") if isinstance(latent, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or 0 in samples.shape:
+        came = tuple(samples.shape) if isinstance(samples, Tensor) else "none"
+        raise BadInput(
+            f"a LATENT must hold samples (pictures, channels, height, width), one picture at least; got {came}. Begin "
+            "with Empty Latent Image, or with VAE Encode."
+        )
+    return tuple(samples.shape)
 
 
 def foundation(
@@ -110,7 +134,7 @@ def foundation(
 ) -> tuple[Any, Tape, str]:
     """The run without the person: LATENT, tape, and what to say of it. Raises BadInput before the first step."""
     here = host()
-    mask = _beforehand(mask, keep)
+    mask = _beforehand(mask, keep, _shape(latent))
     known, chosen, said = planned(model, positive, latent, sampling, keep, layers, budget, mask)
     here.send_text(f"tape: {said}", node_id)
     recording = Recording(chosen, known, keep, mask, words and bool(known.layers))
@@ -219,7 +243,9 @@ def cured(
     end: float = 1.0,
 ) -> tuple[Any, str]:
     """The model that cures, and what to say of it; the model itself where there is nothing to cure. Raises BadInput."""
-    mask = (mask.reshape(-1, *mask.shape[-2:]) * strength).float().cpu()
+    mask = _as_mask(mask, tape.plan.shape) * strength
+    if method == ATTENTION:
+        refuse_cured(host().hooks(model))
     if not bool((mask > 0).any()):
         why = "strength 0" if strength == 0 else "the mask is empty"
         return model, f"{why}: nothing is cured, the picture will be as without this node"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +93,10 @@ class NodeHost(Host, Protocol):
         """Another MODEL, whose runs are recorded or cured; the one that came in stays as it was."""
         ...
 
+    def hooks(self, model: Any) -> Sequence[Hook]:
+        """What a MODEL's runs are recorded or cured by."""
+        ...
+
     def dtype(self, model: Any) -> torch.dtype:
         """In which a MODEL computes."""
         ...
@@ -103,6 +107,10 @@ class NodeHost(Host, Protocol):
 
     def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
         """A LATENT as KSampler gives it, with its progress and previews."""
+        ...
+
+    def steps(self, model: Any, sampling: Sampling) -> int:
+        """How many steps ``sample`` takes: some schedulers have one more than they are asked for."""
         ...
 
     def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
@@ -174,6 +182,9 @@ class StandaloneNodeHost(StandaloneHost):
     def with_hook(self, model: Any, hook: Hook) -> Any:
         raise _nothing_to_sample_with()
 
+    def hooks(self, model: Any) -> Sequence[Hook]:
+        raise _nothing_to_sample_with()
+
     def dtype(self, model: Any) -> torch.dtype:
         raise _nothing_to_sample_with()
 
@@ -182,6 +193,9 @@ class StandaloneNodeHost(StandaloneHost):
         return ["euler"], ["normal"]
 
     def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
+        raise _nothing_to_sample_with()
+
+    def steps(self, model: Any, sampling: Sampling) -> int:
         raise _nothing_to_sample_with()
 
     def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:

@@ -22,7 +22,7 @@ from ..face.cure.judge.clip import similarity as clip_similarity
 from ..face.cure.layers import PAPER_OMEGA
 from ..face.cure.loop import Judge, closed_loop
 from ..face.cure.masks import Masked
-from ..face.cure.run import check_window
+from ..face.cure.run import check_window, refuse_cured
 from ..face.cure.tape import ANSWERS, Tape, refuse_adaptive
 from ..face.cure.words import Attribute
 from ..face.errors import BadInput
@@ -101,6 +101,8 @@ class Making:
                 "noise blending."
             )
         refuse_adaptive(self.sampler_name)
+        if self.method == ATTENTION:
+            refuse_cured(host().hooks(self.person_model))
         check_window(max(self.start, 0.0), self.end)
         kept = self.keep, self.layers, self.budget
         planned(self.model, self.positive, self.latent_image, self.sampling, *kept, self._beforehand())

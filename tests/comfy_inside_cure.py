@@ -1,6 +1,7 @@
 """Checks of the cure in ComfyUI's own process, called as ``comfy_inside`` is; ``test_comfy_cure`` starts it."""
 
 import gc
+import weakref
 from functools import lru_cache
 
 # ruff: isort: off
@@ -208,14 +209,68 @@ def smaller_tapes_say_the_same():
 
 @check
 def latents_only_needs_equal_weights():
+    """Refused before the first step, also where the cure begins later."""
     tape, _ = recorded(keep=NONE)
-    changed = patching.apply(inside.lora(0.5), identity((1.0,)))
+    changed = cured(tape, model=patching.apply(inside.lora(0.5), identity((1.0,))), start=0.6)
+    changed.set_model_unet_function_wrapper(lambda *_: (_ for _ in ()).throw(AssertionError("a step was taken")))
     try:
-        drawn(cured(tape, model=changed))
+        drawn(changed)
     except BadInput as error:
         assert "different weights" in str(error)
     else:
         raise AssertionError("a model with other weights was accepted")
+
+
+@check
+def a_tape_is_let_go_without_a_search_for_circles():
+    gc.collect()
+    gc.disable()
+    try:
+        for keep in (FULL, NONE):
+            tape, _ = recorded(keep=keep)
+            drawn(cured(tape))
+            held = weakref.ref(tape)
+            del tape
+            assert held() is None, keep
+    finally:
+        gc.enable()
+
+
+@check
+def sizes_that_do_not_halve_are_the_paired_run():
+    for height, width in ((13, 9), (26, 18)):
+        latent, mask = torch.zeros(1, 4, height, width), torch.ones(1, height * 8, width * 8)
+        mask[:, :, : width * 4] = 0
+        tape, _ = recorded(latent=latent)
+        paired = cure.Paired(layers(), layers().choose("authors"), mask, 1.5)
+        pair = drawn(curing.put(shown(0.0, 1.0), paired), twice=True, latent=latent)
+        near(drawn(cured(tape, mask), latent=latent), pair[1:], 1e-4)
+
+
+@check
+def inpainting_is_cured_under_the_same_mask_only():
+    still = torch.ones(1, 128, 128)
+    still[:, :64] = 0
+    begun = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def by_node(model, mask):
+        latent = {"samples": begun} if mask is None else {"samples": begun, "noise_mask": mask}
+        sides = conditioning(1), conditioning(2)
+        return comfy_nodes.KSampler().sample(model, *WIDGETS.values(), *sides, latent, 0.7)[0]["samples"]
+
+    recording = cure.Recording(layers().choose("authors"), layers(), FULL)
+    by_node(curing.put(patcher("sd15"), recording), still)
+    tape = recording.done[0]
+    out = by_node(cured(tape), still)
+    near(out[:, :, :8], begun[:, :, :8], 1e-5)
+    assert not torch.allclose(out, by_node(shown(), still), atol=1e-2)
+    for mask, said in ((None, "an inpainting mask, and this one has none"), (1 - still, "another inpainting mask")):
+        try:
+            by_node(cured(tape), mask)
+        except BadInput as error:
+            assert said in str(error), error
+        else:
+            raise AssertionError("it was accepted")
 
 
 # Laws
@@ -304,6 +359,19 @@ def entries_of_a_time_and_of_an_area_read_their_own():
         near(drawn(cured(tape, torch.ones(1, 16, 16), patcher("sd15"), 0.0), positive=positive), foundation, 1e-4)
         out = drawn(cured(tape), positive=positive)
         assert not torch.allclose(out, drawn(shown(), positive=positive), atol=1e-2)
+
+
+@check
+def prompts_of_other_parts_than_the_foundations_are_cured():
+    left, right = conditioning(1), conditioning(3)
+    for entry, x in ((left[0][1], 0), (right[0][1], 8)):
+        entry |= {"area": (16, 8, 0, x), "strength": 1.0, "set_area_to_bounds": False}
+    whole, both = conditioning(1), [*left, *right]
+    for theirs, mine in ((whole, both), (both, whole), (whole, [*left, *conditioning(4)]), (right, both)):
+        tape, _ = recorded(positive=theirs)
+        out = drawn(cured(tape, torch.ones(1, 16, 16)), positive=mine)
+        assert torch.isfinite(out).all()
+        assert not torch.allclose(out, drawn(shown(), positive=mine), atol=1e-2)
 
 
 @check
@@ -457,11 +525,29 @@ def the_nodes_do_the_same():
     same(by_ksampler(model), by_ksampler(cured(tape, torch.ones(1, 128, 128), omega=0.5)))
     assert not torch.allclose(by_ksampler(model), by_ksampler(shown()), atol=1e-2)
     try:
+        nodes.CureAttributes().run(model, tape, torch.ones(1, 128, 128), start=-1.0, end=1.0, **settings)
+    except BadInput as error:
+        assert "cured already" in str(error)
+    else:
+        raise AssertionError("a second cure was accepted")
+    try:
         recorded_by_node(budget=0.0001)
     except BadInput as error:
         assert "budget" in str(error)
     else:
         raise AssertionError("it was not refused")
+
+
+@check
+def the_size_that_is_said_is_true_for_every_scheduler():
+    """Some have one step more than they are asked for."""
+    for scheduler in comfy.samplers.KSampler.SCHEDULERS:
+        for sampler, denoise in (("euler", 1.0), ("dpm_2", 1.0), ("euler", 0.5)):
+            changes = {"scheduler": scheduler, "sampler_name": sampler, "denoise": denoise, "steps": 7}
+            _, tape, said = recorded_by_node(**changes)
+            assert f"{len(tape.evaluations)} evaluations" in said, f"{changes}: {len(tape.evaluations)}, not as {said}"
+            promised = said.split(" for ")[0]
+            assert said.endswith(f"{promised} held"), said
 
 
 @check

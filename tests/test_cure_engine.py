@@ -1,5 +1,8 @@
 """The cure in the engine: a tape against the published paired run, and the laws of both."""
 
+import gc
+import math
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +16,8 @@ from likeness.engine.diffusion.sample import Settings, noise, sample
 from likeness.engine.diffusion.samplers import SAMPLERS
 from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
-from likeness.face.cure.tape import FULL, HALF, NONE, Plan, predicted_bytes, weak
+from likeness.face.cure.attention import plain, reference
+from likeness.face.cure.tape import FULL, HALF, NONE, Plan, Tape, View, predicted_bytes, weak
 from likeness.face.errors import BadInput
 from likeness.tests import tiny_diffusion as tiny
 
@@ -263,6 +267,111 @@ def test_cond_entries_with_areas_read_their_own_part(models):
     differs(cured, elsewhere)
 
 
+def part(which):
+    """A half of a latent of 8×8 as a conditioning's area, and as fractions of the picture."""
+    return ((8, 4, 0, 0), (0, 0, 1, 0.5)) if which == "left" else ((8, 4, 0, 4), (0, 0.5, 1, 1))
+
+
+@pytest.mark.parametrize("mode", ["additive", "multiplicative"])
+@pytest.mark.parametrize("mine", ["left", "whole"])
+@pytest.mark.parametrize("theirs", ["whole", "left", "right"])
+def test_an_area_on_one_side_only_reads_the_keys_where_they_are(models, mine, theirs, mode):
+    """One call of one layer, against the equation over the foundation's own grid."""
+    model, layer = models["sd15"], 15
+    layers = layers_of(model.unet)[0]
+    sizes = {
+        "whole": ((8, 8), (0.0, 0.0, 1.0, 1.0)),
+        "left": ((8, 4), part("left")[1]),
+        "right": ((8, 4), part("right")[1]),
+    }
+    own, grid = (math.prod(sizes[which][0]) for which in (mine, theirs))
+    plan = Plan(3, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(model.unet))
+    tape, mask = Tape(plan, (layer,), 16, FULL), torch.rand(1, 8, 8)
+    mask[mask < 0.5] = 0
+    width = layers.layers[layer].width
+    key, value = torch.randn(1, grid, width), torch.randn(1, grid, width)
+    tape.write(0, View(0, *sizes[theirs]), layer, (0,), key, value)
+    q, k, v = (torch.randn(1, own, width) for _ in range(3))
+    run = curing(model, tape, mask, mode=mode).begin(plan, model.sampling.percent_to_sigma)
+    now = cure.Now(0, 1.0, (0,), (0,), sizes[mine][0], (sizes[mine][1],))
+    out = run.attend(layer, q, k, v, 4, now, lambda q, k, v: plain(q, k, v, 4))
+    wanted = mask.clone()
+    if mine == "left":
+        wanted[:, :, 4:] = 0
+    columns = {"whole": wanted, "left": wanted[:, :, :4], "right": wanted[:, :, 4:]}[theirs].flatten(1)
+    if own == grid:
+        slow = reference(q, k, v, key, value, columns, 1.5, 4, mode)
+    else:
+        slow = uneven(q, k, v, key, value, columns, mode)
+    assert torch.allclose(out.double(), slow, atol=1e-4)
+
+
+def uneven(q, k, v, key, value, columns, mode):
+    """The same equation where the foundation has more or fewer keys than the person."""
+    q, k, v, key, value = (t.double().unflatten(2, (4, -1)).transpose(1, 2) for t in (q, k, v, key, value))
+    own, borrowed = (q @ t.transpose(-1, -2) / math.sqrt(q.shape[-1]) for t in (k, key))
+    share = columns.double()[:, None, None, :]
+    borrowed = borrowed + 1.5 + share.log() if mode == "additive" else borrowed * (1.5 * share)
+    weights = torch.cat([own, borrowed], -1).softmax(-1)
+    return (weights @ torch.cat([v, value], -2)).transpose(1, 2).flatten(2)
+
+
+def test_prompts_of_other_parts_than_the_foundations_are_cured(models):
+    """An area on the person's side, or on the foundation's, alone; and another number of parts."""
+    model = models["sd15"]
+    halves = [
+        [[t, {**d, "area": part(which)[0]}] for t, d in text(model, n)] for n, which in ((1, "left"), (6, "right"))
+    ]
+    layers = layers_of(model.unet)[0]
+    whole, both = text(model, 1), halves[0] + halves[1]
+    for theirs, mine in ((whole, both), (both, whole), (whole, halves[0] + text(model, 7)), (halves[1], both)):
+        recording = cure.Recording(layers.choose("authors"), layers, FULL)
+        draw = {"latent": {"samples": torch.zeros(1, 4, 8, 8)}, "settings": SETTINGS, "negative": text(model, 2)}
+        sample(replace(model, hooks=(recording,)), theirs, **draw)
+        hooks = (curing(model, recording.done[0], torch.ones(1, 8, 8)),)
+        cured, off = (sample(replace(model, hooks=h, attention=(person(model),)), mine, **draw) for h in (hooks, ()))
+        differs(cured["samples"], off["samples"])
+        assert bool(cured["samples"].isfinite().all())
+
+
+def test_the_part_of_the_same_area_is_read():
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(SimpleNamespace))
+    tape = Tape(plan, (0,), 1, FULL)
+    whole, left, right = (0.0, 0.0, 1.0, 1.0), part("left")[1], part("right")[1]
+    for ordinal, area in enumerate((whole, left, right)):
+        tape.write(0, View(ordinal, (1, 1), area), 0, (0,), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    read = lambda ordinal, area: tape.view(0, ordinal, 0, area).ordinal  # noqa: E731
+    assert [read(0, left), read(1, right), read(5, whole)] == [1, 2, 0]
+    assert read(1, (0.0, 0.6, 1.0, 0.9)) == 0, "of several that cover it equally, the first"
+    assert read(2, (0.0, 0.6, 1.0, 0.9)) == 2, "or that of the same number"
+    assert tape.view(1, 0, 0, whole) is None
+
+
+def test_a_tape_is_let_go_without_a_search_for_circles(models):
+    model = models["sd15"]
+    gc.collect()
+    gc.disable()
+    try:
+        for keep in (FULL, NONE):
+            tape, _ = recorded(model, keep=keep)
+            drawn(model, [curing(model, tape)], (1.0,))
+            held = weakref.ref(tape)
+            del tape
+            assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_eight_bits_hold_small_numbers_too():
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(SimpleNamespace))
+    for size in (1.0, 1e-6, 0.0):
+        tape, x = Tape(plan, (0,), 1, HALF), torch.randn(1, 4, 8).mul(size).half()
+        tape.write(0, View(0, (2, 2), (0.0, 0.0, 1.0, 1.0)), 0, (0,), x, x)
+        key, value = tape.read(0, 0, 0, (0,), x)
+        assert torch.allclose(key.float(), x.float(), atol=float(x.abs().max()) * 0.04)
+        assert torch.equal(key, value)
+
+
 def left_mask(value):
     mask = torch.zeros(1, 32, 32)
     mask[:, :, :16] = value
@@ -307,6 +416,7 @@ def test_blending_is_the_first_versions_equation(models):
         ({"sampler": "dpmpp_2m"}, "another sampler: euler, this one uses dpmpp_2m"),
         ({"scheduler": "karras"}, "another scheduler"),
         ({"denoise": 0.5}, "another scheduler or denoise"),
+        ({"latent": {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": torch.ones(1, 64, 64)}}, "no inpainting mask"),
         (
             {"latent": {"samples": torch.zeros(1, 4, 8, 16)}},
             "another size: its latent is 1 of 64×64, this one 1 of 128×64",
@@ -335,6 +445,19 @@ def test_a_tape_of_another_checkpoint_is_refused(models):
 def running_copy(model):
     with running(model, own=True) as twin:
         return twin
+
+
+def test_inpainting_is_cured_under_the_same_mask_only(models):
+    model, still = models["sd15"], torch.ones(1, 64, 64)
+    still[:, :32] = 0
+    latent = {"samples": torch.randn(1, 4, 8, 8), "noise_mask": still}
+    tape, _ = recorded(model, latent=latent)
+    out = drawn(model, [curing(model, tape)], (1.0,), latent=latent)
+    assert torch.allclose(out[:, :, :4], latent["samples"][:, :, :4], atol=1e-4)
+    differs(out, drawn(model, (), (1.0,), latent=latent))
+    for mask, said in ((None, "an inpainting mask, and this one has none"), (1 - still, "another inpainting mask")):
+        with pytest.raises(BadInput, match=said):
+            drawn(model, [curing(model, tape)], (1.0,), latent={**latent, "noise_mask": mask})
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(1, 8, 32), torch.zeros(2, 8, 8), torch.full((1, 8, 8), 2.0)])

@@ -50,7 +50,8 @@ def prompts(model):
 
 def recorded(model, **changes):
     """LATENT, tape and details of a foundation pass."""
-    return cure.FoundationPass().run(model, latent_image=EMPTY, **prompts(model), **{**PASS, **changes})["result"]
+    given = {"latent_image": EMPTY, **prompts(model), **PASS, **changes}
+    return cure.FoundationPass().run(model, **given)["result"]
 
 
 def sampled(model, seed=1, **changes):
@@ -167,6 +168,50 @@ def test_layers_can_be_chosen(sd15):
     assert recorded(sd15, layers="3, 10-12")[1].layers == (3, 10, 11, 12)
     assert recorded(sd15, layers="up blocks")[1].layers == tuple(range(7, 16))
     assert recorded(sd15, layers="all")[1].layers == tuple(range(16))
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [
+        {},
+        {"samples": torch.zeros(0, 4, 8, 8)},
+        {"samples": torch.zeros(4, 8, 8)},
+        {"samples": torch.zeros(1, 4, 1, 8, 8)},
+    ],
+)
+def test_a_latent_that_is_none_is_refused_with_a_sentence(sd15, latent):
+    with pytest.raises(BadInput, match="a LATENT must hold samples"):
+        recorded(sd15, latent_image=latent)
+
+
+BAD_MASKS = [
+    (torch.full((1, 64, 64), float("nan")), "or NaN"),
+    (torch.full((1, 64, 64), 2.0), "from 0 to 1"),
+    (torch.ones(1, 64, 256), "same proportions"),
+    (torch.ones(3, 64, 64), "3 masks for 1 pictures"),
+    (torch.ones(0, 64, 64), "a picture at least"),
+    (torch.ones(64), "a picture at least"),
+]
+
+
+@pytest.mark.parametrize(("mask", "said"), BAD_MASKS)
+def test_a_mask_that_is_none_is_refused_by_both_nodes(sd15, mask, said):
+    with pytest.raises(BadInput, match=said):
+        recorded(sd15, mask=mask)
+    _, tape, _ = recorded(sd15)
+    for method in cure.METHODS:
+        with pytest.raises(BadInput, match=said):
+            cured(sd15, tape, mask, method=method)
+
+
+def test_a_model_that_is_cured_already_is_refused(sd15):
+    _, tape, _ = recorded(sd15)
+    once, _ = cured(sd15, tape, torch.ones(1, 8, 8))
+    with pytest.raises(BadInput, match="cured already"):
+        cured(once, tape, torch.ones(1, 8, 8))
+    # Blending is of another kind, and goes with it.
+    both, _ = cured(once, tape, torch.ones(1, 8, 8), method=cure.BLENDING)
+    assert float((sampled(both, 5) - sampled(once, 5)).abs().max()) > 1e-3
 
 
 # Abstract attributes

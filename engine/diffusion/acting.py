@@ -40,11 +40,11 @@ def hooked(
     if not model.hooks:
         yield Hooks()
         return
-    settled, runs, well = plan(), list[HookRun](), False
+    settled, runs, hooks, well = plan(), list[HookRun](), Hooks(), False
     with ExitStack() as stack:
         try:
             runs += [hook.begin(settled, model.sampling.percent_to_sigma) for hook in model.hooks]
-            hooks = Hooks(runs, _Again(stack, shape, check))
+            hooks.runs, hooks.again = runs, _Again(stack, shape, check)
             _attend(unet, hooks, [(hook.layers, run) for hook, run in zip(model.hooks, runs, strict=True)])
             _listen(unet, hooks, [(hook.sites, run) for hook, run in zip(model.hooks, runs, strict=True)])
             yield hooks
@@ -52,6 +52,7 @@ def hooked(
         finally:
             for run in runs:
                 run.end(well)
+            hooks.close()
 
 
 def _attend(unet: Any, hooks: Hooks, acting: Sequence[tuple[frozenset[int], HookRun]]) -> None:
@@ -59,8 +60,8 @@ def _attend(unet: Any, hooks: Hooks, acting: Sequence[tuple[frozenset[int], Hook
     layers = sorted(frozenset[int]().union(*(wanted for wanted, _ in acting)))
     names = layers_of(unet)[1] if layers else []
     for layer in layers:
-        runs = [run for wanted, run in acting if layer in wanted]
-        unet.get_submodule(names[layer]).processor = Processor(hooks, layer, runs)
+        hooks.acting[layer] = [run for wanted, run in acting if layer in wanted]
+        unet.get_submodule(names[layer]).processor = Processor(hooks, layer)
 
 
 def _listen(unet: Any, hooks: Hooks, hearing: Sequence[tuple[frozenset[int], HookRun]]) -> None:
@@ -68,7 +69,8 @@ def _listen(unet: Any, hooks: Hooks, hearing: Sequence[tuple[frozenset[int], Hoo
     sites = sorted(frozenset[int]().union(*(wanted for wanted, _ in hearing)))
     names = cross_layers_of(unet) if sites else []
     for site in sites:
-        listen(unet.get_submodule(names[site]), hooks, site, [run for wanted, run in hearing if site in wanted])
+        hooks.hearing[site] = [run for wanted, run in hearing if site in wanted]
+        listen(unet.get_submodule(names[site]), hooks, site)
 
 
 @dataclass(eq=False)
@@ -85,11 +87,12 @@ class _Again:
         model, positive, negative = tape.source
         writing = Writing(tape, layers_of(model.unet)[0])
         if self._denoiser is None:
+            hooks = Hooks()
+            self.stack.callback(hooks.close)
             unet = self.stack.enter_context(running(model, own=True))
             guides = opposed([entries(c, n, model, self.shape) for n, c in enumerate((positive, negative))])
             run = self.stack.enter_context(attention(unet, model, guides, self.shape))
-            self._denoiser = Denoiser(model, unet, run, guides, 1.0, check=self.check)
-        self._denoiser.hooks = Hooks([writing])
+            self._denoiser = Denoiser(model, unet, run, guides, 1.0, check=self.check, hooks=hooks)
         _attend(self._denoiser.unet, self._denoiser.hooks, [(frozenset(tape.layers), writing)])
         self._denoiser.evaluations = number
         self._denoiser.predict(self._denoiser.guides[:1], latent, torch.tensor(sigma))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ...face.cure.attention import plain
 from ...face.cure.layers import SelfLayers, self_layers
-from ...face.cure.run import Again, Now, Run
+from ...face.cure.run import Again, Now, Run, chained
 from ...face.cure.tape import Tape
 from .model import Chunk
 
@@ -39,6 +40,16 @@ class Hooks:
     runs: Sequence[Run] = ()
     again: Again | None = None
     now: Now | None = None
+    acting: dict[int, Sequence[Run]] = field(default_factory=dict)
+    """By self-attention layer."""
+    hearing: dict[int, Sequence[Run]] = field(default_factory=dict)
+    """By cross-attention layer."""
+
+    def close(self) -> None:
+        """Let everything go: the network's modules know this, and lie in circles until Python looks for those."""
+        self.runs, self.again, self.now = (), None, None
+        self.acting.clear()
+        self.hearing.clear()
 
     def evaluate(self, number: int, sigma: float, latent: Tensor) -> None:
         for run in self.runs:
@@ -57,32 +68,26 @@ class Hooks:
             positive, negative = run.answered(number, sigma, latent, positive, negative)
         return positive, negative
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, runs: Sequence[Run]) -> Tensor:
-        """The layer's answer: the last hook asks the one before it, the first the layer itself."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """The layer's answer."""
         now = self.now
         assert now is not None
-
-        def asked(count: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-            if count == 0:
-                return lambda q, k, v: plain(q, k, v, heads)
-            return lambda q, k, v: runs[count - 1].attend(layer, q, k, v, heads, now, asked(count - 1))
-
-        return asked(len(runs))(q, k, v)
+        return chained(self.acting.get(layer, ()), layer, heads, now, partial(plain, heads=heads))(q, k, v)
 
 
 class Processor:
     """diffusers' attention processor for one self-attention layer of SD's U-Nets."""
 
-    def __init__(self, hooks: Hooks, layer: int, runs: Sequence[Run]) -> None:
-        self._hooks, self._layer, self._runs = hooks, layer, runs
+    def __init__(self, hooks: Hooks, layer: int) -> None:
+        self._hooks, self._layer = hooks, layer
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        out = self._hooks.attend(self._layer, q, k, v, attn.heads, self._runs)
+        out = self._hooks.attend(self._layer, q, k, v, attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def listen(attention: Any, hooks: Hooks, site: int, runs: Sequence[Run]) -> None:
+def listen(attention: Any, hooks: Hooks, site: int) -> None:
     """Let hooks hear the queries and keys of a cross-attention layer, which must be the run's own."""
     asked: list[Tensor] = []
 
@@ -91,7 +96,7 @@ def listen(attention: Any, hooks: Hooks, site: int, runs: Sequence[Run]) -> None
 
     def key(module: Any, inputs: Any, output: Tensor) -> None:
         if asked and hooks.now is not None:
-            for run in runs:
+            for run in hooks.hearing.get(site, ()):
                 run.hear(site, asked[0], output, attention.heads, hooks.now)
 
     attention.to_q.register_forward_hook(query)

@@ -105,8 +105,9 @@ def sample(
     def plan() -> Plan:
         """Worked out only for a model with hooks, which compare it."""
         levels = tuple(map(float, sigmas))
-        marks = digest(start), digest(clean)
-        return Plan(settings.seed, tuple(samples.shape), settings.sampler, levels, *marks, weak(model.unet))
+        marks, mask = (digest(start), digest(clean)), latent.get("noise_mask")
+        inpainted = "" if mask is None else digest(mask)
+        return Plan(settings.seed, tuple(samples.shape), settings.sampler, levels, *marks, weak(model.unet), inpainted)
 
     with (
         running(model) as unet,

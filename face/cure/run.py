@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import WHOLE, Area
+from ..attention import WHOLE, Area, cut
 from ..attention.sites import halved
 from ..errors import BadInput
 from .attention import ADDITIVE, Selection, cured, gathered, select, shares
 from .layers import SelfLayers
-from .tape import ANSWERS, NONE, Evaluation, Plan, Tape
+from .tape import ANSWERS, NONE, Evaluation, Plan, Tape, View
 
 Plain = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The layer's own attention, of (b, N, C) each: the host's function, or an older patch."""
@@ -113,6 +114,27 @@ class Run(Protocol):
     def end(self, well: bool) -> None: ...
 
 
+def chained(runs: Sequence[Run], layer: int, heads: int, now: Now, own: Plain) -> Plain:
+    """The layer's answer: the last run asks the one before it, the first one the layer's ``own`` attention."""
+    # No function that names itself: such a circle would hold the tape until Python looks for circles.
+    for run in runs:
+        own = partial(_asked, run, layer, heads, now, own)
+    return own
+
+
+def _asked(run: Run, layer: int, heads: int, now: Now, before: Plain, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return run.attend(layer, q, k, v, heads, now, before)
+
+
+def refuse_cured(hooks: Sequence[Hook]) -> None:
+    """Raise BadInput for a model that is cured already: one attention reads one tape."""
+    if any(isinstance(hook, Curing) for hook in hooks):
+        raise BadInput(
+            "this model is cured already, and a layer reads one tape at a time. Cure it once, with one mask of all "
+            "attributes: Attribute Masks joins them."
+        )
+
+
 def check_grid(k: Tensor, layer: int, layers: SelfLayers, now: Now) -> tuple[int, int]:
     """(height, width) of a layer. Raises BadInput where another patch has changed what is a token."""
     height, width = layers.grid(layer, now.latent)
@@ -195,7 +217,8 @@ class Writing(Listening):
             if index is not None:
                 index = index.to(k.device)
                 key, value = gathered(key, index), gathered(value, index)
-            self.tape.write(now.evaluation, ordinal, layer, now.pictures, key, value)
+            view = View(ordinal, grid, now.area(place))
+            self.tape.write(now.evaluation, view, layer, now.pictures, key, value)
         return plain(q, k, v)
 
 
@@ -297,6 +320,15 @@ class Curing:
                 )
 
 
+def _inside(mask: Tensor, area: Area) -> Tensor:
+    """A mask (P, H, W) that is 0 outside of ``area``."""
+    if area == WHOLE:
+        return mask
+    inside = torch.zeros_like(mask)
+    cut(inside, area).copy_(cut(mask, area))
+    return inside
+
+
 def _rows(mask: Tensor | None, pictures: Sequence[int]) -> Tensor:
     assert mask is not None
     return mask[[picture % len(mask) for picture in pictures]]
@@ -309,8 +341,10 @@ def check_window(start: float, end: float) -> None:
 
 def check_proportions(mask: Tensor, shape: Sequence[int]) -> None:
     """Raise BadInput unless a mask (P, H, W) can lie over a latent (B, C, h, w)."""
-    if mask.ndim != 3 or not bool(torch.isfinite(mask).all()) or float(mask.min()) < 0 or float(mask.max()) > 1:
-        raise BadInput(f"the mask must be (pictures, height, width) with values from 0 to 1; got {tuple(mask.shape)}")
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise BadInput(f"the mask must be (pictures, height, width); got {tuple(mask.shape)}")
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise BadInput("the mask must hold numbers from 0 to 1, and this one has others, or NaN. Draw or make it anew.")
     (height, width), (h, w) = mask.shape[1:], shape[-2:]
     if abs((height * w) / (width * h) - 1) > 0.05:
         raise BadInput(
@@ -353,10 +387,14 @@ class CuringRun(Listening):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:
         if not self.acts(now.sigma) or all(ordinal is None for ordinal in now.ordinals):
             return plain(q, k, v)
-        grid = check_grid(k, layer, self.hook.model_layers, now)
-        selections = [
-            None if ordinal is None else self._selection(grid, now.pictures, now.area(place), q)
+        check_grid(k, layer, self.hook.model_layers, now)
+        views = [
+            None if ordinal is None else self._view(now.evaluation, ordinal, layer, now.area(place))
             for place, ordinal in enumerate(now.ordinals)
+        ]
+        selections = [
+            None if view is None else self._selection(view, now.pictures, now.area(place), q)
+            for place, view in enumerate(views)
         ]
         if all(selection is None for selection in selections):
             return plain(q, k, v)
@@ -364,18 +402,28 @@ class CuringRun(Listening):
         # Conditionings that are not cured go together; they lie beside each other.
         place = 0
         while place < len(selections):
-            ordinal, selection, first = now.ordinals[place], selections[place], place
+            view, selection, first = views[place], selections[place], place
             while selection is None and place + 1 < len(selections) and selections[place + 1] is None:
                 place += 1
             rows = slice(now.rows(first).start, now.rows(place).stop)
-            if selection is None or ordinal is None:
+            if selection is None or view is None:
                 if not now.whole:
                     out[rows] = plain(q[rows], k[rows], v[rows])
             else:
-                key, value = self._read(now.evaluation, ordinal, layer, now.pictures, q)
+                key, value = self._read(now.evaluation, view.ordinal, layer, now.pictures, q)
                 out[rows] = cured(q[rows], k[rows], v[rows], key, value, selection, heads)
             place += 1
         return out
+
+    def _view(self, evaluation: int, ordinal: int, layer: int, area: Area) -> View:
+        tape = self.hook.tape if self._again is None else self._again
+        view = tape.view(evaluation, ordinal, layer, area)
+        if view is None:
+            raise BadInput(
+                f"the tape has nothing of layer {layer} in evaluation {evaluation} of {len(self.hook.tape.evaluations)}"
+                ": the foundation's prompt was not asked then. Give it a positive prompt for the whole sampling."
+            )
+        return view
 
     def _read(
         self, evaluation: int, ordinal: int, layer: int, pictures: tuple[int, ...], q: Tensor
@@ -388,12 +436,13 @@ class CuringRun(Listening):
             self._ahead = _Ahead(self.hook.tape)
         return self._ahead.read(evaluation, ordinal, layer, pictures, q)
 
-    def _selection(self, grid: tuple[int, int], pictures: tuple[int, ...], area: Area, q: Tensor) -> Selection | None:
-        key = (grid, pictures, area, q.device, q.dtype)
+    def _selection(self, view: View, pictures: tuple[int, ...], area: Area, q: Tensor) -> Selection | None:
+        """Of the keys that ``view`` has, those inside the mask and in the ``area`` that is drawn."""
+        key = (view, pictures, area, q.shape[1], q.device, q.dtype)
         if key not in self._selections:
             hook = self.hook
-            part = shares(_rows(hook.mask, pictures), *grid, area)
-            kept = hook.tape.kept(grid, pictures, area)
+            part = shares(_inside(_rows(hook.mask, pictures), area), *view.grid, view.area)
+            kept = hook.tape.kept(view.grid, pictures, view.area)
             if kept is not None:
                 # On the tape they are numbered anew: token kept[m] is m there.
                 part = part.gather(1, kept)

@@ -79,6 +79,8 @@ class Plan:
     """Digest of the latent that the noise is put on."""
     model: Any
     """A weak reference to the base network, which adapters and LoRAs share with it."""
+    inpainted: str = ""
+    """Digest of the mask outside of which the latent is kept; empty without one."""
 
     @property
     def steps(self) -> int:
@@ -107,6 +109,14 @@ class Plan:
             differences.append("other noise")
         if self.shape == other.shape and self.start != other.start:
             differences.append("another picture to start from")
+        if self.shape == other.shape and self.inpainted != other.inpainted:
+            differences.append(
+                "another inpainting mask"
+                if self.inpainted and other.inpainted
+                else "an inpainting mask, and this one has none"
+                if self.inpainted
+                else "no inpainting mask, and this one has one"
+            )
         if differences:
             raise BadInput(
                 f"the tape does not belong to this run; it was made with {'; with '.join(differences)}. Give "
@@ -116,6 +126,18 @@ class Plan:
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]} of {shape[-1] * 8}×{shape[-2] * 8}"
+
+
+@dataclass(frozen=True)
+class View:
+    """Whose keys a conditioning reads at a layer, and what they are of."""
+
+    ordinal: int
+    """The foundation's conditioning."""
+    grid: tuple[int, int]
+    """(height, width) in tokens, before a mask known beforehand leaves some out."""
+    area: Area
+    """The part of the picture that it saw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +182,8 @@ class Tape:
     source: Any = None
     """``latents only``: what the host needs to compute the rest again."""
     _blocks: dict[tuple[int, int, int], list[_Block]] = field(default_factory=dict, repr=False)
+    _views: dict[tuple[int, int], dict[int, View]] = field(default_factory=dict, repr=False)
+    """Per evaluation and layer, by conditioning."""
     _heard: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -179,6 +203,7 @@ class Tape:
         """Give everything back: the run it was made for did not end."""
         with self._lock:
             self._blocks.clear()
+            self._views.clear()
             self.evaluations.clear()
             self.maps, self._heard, self.source = None, None, None
 
@@ -192,32 +217,42 @@ class Tape:
         most = max(int(chosen.sum(1).max()), 1)
         return torch.argsort(chosen, dim=1, descending=True, stable=True)[[row % len(chosen) for row in rows], :most]
 
-    def write(
-        self, evaluation: int, ordinal: int, layer: int, rows: tuple[int, ...], key: Tensor, value: Tensor
-    ) -> None:
+    def write(self, evaluation: int, view: View, layer: int, rows: tuple[int, ...], key: Tensor, value: Tensor) -> None:
         """Keep keys and values (rows, M, C). What is there already stays: a host may ask a layer twice, the second
         time for another purpose (guidance by a perturbed answer)."""
         with self._lock:
-            known = self._blocks.setdefault((evaluation, ordinal, layer), [])
+            self._views.setdefault((evaluation, layer), {}).setdefault(view.ordinal, view)
+            known = self._blocks.setdefault((evaluation, view.ordinal, layer), [])
             if any(block.rows == rows for block in known):
                 return
         both = torch.stack([key, value])
         scale: Tensor | None = None
         if self.keep == HALF:
+            # In float32: half precision has no such small numbers.
             scale = both.abs().amax((1, 2, 3), keepdim=True).float().clamp_min(1e-12) / FLOAT8_MAX
-            both = (both / scale.to(both.dtype)).to(FLOAT8)
+            both = (both.float() / scale).to(FLOAT8)
         block = _Block(rows, _to_host(both), None if scale is None else scale.cpu())
         with self._lock:
             known.append(block)
+
+    def view(self, evaluation: int, ordinal: int, layer: int, area: Area) -> View | None:
+        """What the person's conditioning number ``ordinal`` reads, which sees ``area``; None if there is nothing.
+
+        The two prompts may have other numbers of parts. Best is one of the same area, else one that covers more of it;
+        among equals the one of the same number, else the first.
+        """
+        known = self._views.get((evaluation, layer), {})
+
+        def fits(view: View) -> tuple[bool, float, bool, int]:
+            return view.area == area, _common(view.area, area), view.ordinal == ordinal, -view.ordinal
+
+        return max(known.values(), key=fits, default=None)
 
     def read(
         self, evaluation: int, ordinal: int, layer: int, rows: tuple[int, ...], like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keys and values (rows, M, C) on the device and in the dtype of ``like``. Raises BadInput if not there."""
         blocks = self._blocks.get((evaluation, ordinal, layer))
-        if blocks is None and ordinal > 0:
-            # A person's prompt may have more parts than the plain one; then all of them read the only one there is.
-            blocks = self._blocks.get((evaluation, 0, layer))
         same = next((block for block in blocks or () if block.rows == rows), None)
         if same is not None:
             both = _scaled(_from_host(same.data, like), same.scale)
@@ -253,8 +288,14 @@ class Tape:
             self.maps, self._heard = (total / count.clamp_min(1)).cpu(), None
 
 
+def _common(one: Area, other: Area) -> float:
+    """How much of the picture lies in both."""
+    height, width = (min(one[n + 2], other[n + 2]) - max(one[n], other[n]) for n in (0, 1))
+    return max(height, 0.0) * max(width, 0.0)
+
+
 def _scaled(both: Tensor, scale: Tensor | None) -> Tensor:
-    return both if scale is None else both * scale.to(both)
+    return both if scale is None else (both.float() * scale.to(both.device)).to(both.dtype)
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from ...face.attention import Area
 from ...face.cure.layers import SelfLayers, self_layers
-from ...face.cure.run import Hook, Now, Run, Writing
-from ...face.cure.tape import Plan, Tape, digest, weak
+from ...face.cure.run import Curing, Hook, Now, Run, Writing, chained
+from ...face.cure.tape import NONE, Plan, Tape, digest, weak
 from ...face.errors import BadInput
 from .patching import area_of, attention_function, frames, layout_of
 
@@ -148,12 +149,8 @@ class SelfPatch(_Patch):
         # An older patch wants the whole batch, as its options describe it.
         now = now if self.previous is None else now.whole_batch()
 
-        def asked(count: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-            if count == 0:
-                return lambda q, k, v: self.before(q, k, v, extra_options)
-            return lambda q, k, v: runs[count - 1].attend(self.number, q, k, v, heads, now, asked(count - 1))
-
-        return asked(len(runs))(q, k, v)
+        own = partial(self.before, extra_options=extra_options)
+        return chained(runs, self.number, heads, now, own)(q, k, v)
 
 
 class WordPatch(_Patch):
@@ -168,7 +165,14 @@ class WordPatch(_Patch):
         return self.before(q, k, v, extra_options)
 
 
-def plan_of(guider: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, seed: int | None) -> Plan:
+def hooks_of(model: Any) -> tuple[Hook, ...]:
+    """The hooks that a MODEL carries."""
+    return model.model_options.get("transformer_options", {}).get(HOOKS, ())
+
+
+def plan_of(
+    guider: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, mask: Tensor | None, seed: int | None
+) -> Plan:
     """What a sampling of ComfyUI's is."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     name = name.removeprefix("sample_").removesuffix("_function")
@@ -176,7 +180,8 @@ def plan_of(guider: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Te
     told = f" ({', '.join(f'{k} {v}' for k, v in sorted(plain.items()))})" if plain else ""
     marks = digest(noise), digest(latent)
     levels = tuple(map(float, sigmas))
-    return Plan(seed, tuple(noise.shape), name + told, levels, *marks, weak(guider.model_patcher.model))
+    inpainted = "" if mask is None else digest(mask)
+    return Plan(seed, tuple(noise.shape), name + told, levels, *marks, weak(guider.model_patcher.model), inpainted)
 
 
 def _around_sampling(
@@ -187,12 +192,15 @@ def _around_sampling(
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     hooks: tuple[Hook, ...] = options[HOOKS]
-    plan = plan_of(guider, noise, latent, sampler, sigmas, seed)
+    plan = plan_of(guider, noise, latent, sampler, sigmas, mask, seed)
     to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
     runs: list[Run] = []
     well = False
     try:
         runs += [hook.begin(plan, to_sigma) for hook in hooks]
+        for hook in hooks:
+            if isinstance(hook, Curing) and hook.tape.keep == NONE:
+                check_again(guider.model_patcher, *hook.tape.source[:2])
         options[SESSION] = session = Session(hooks, runs, guider)
         for side, entries in guider.conds.items():
             session.sides |= {entry["uuid"]: side for entry in entries or ()}
@@ -275,7 +283,6 @@ class _Again:
         from comfy.samplers import calc_cond_batch, process_conds
 
         guider, (model, positive, _) = self.session.guider, tape.source
-        check_again(guider.model_patcher, model, positive)
         writing = Writing(tape, layers_of(model)[0])
         hooks: tuple[Any, ...] = (_Wants(frozenset(tape.layers)),)
         inner = Session(hooks, [writing], guider, number, sigma)

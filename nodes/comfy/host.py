@@ -243,6 +243,9 @@ class ComfyHost:
     def with_hook(self, model: Any, hook: Hook) -> Any:
         return curing.put(model, hook)
 
+    def hooks(self, model: Any) -> Any:
+        return curing.hooks_of(model)
+
     def dtype(self, model: Any) -> torch.dtype:
         return model.model.manual_cast_dtype or model.model.get_dtype()
 
@@ -256,6 +259,11 @@ class ComfyHost:
             model, one.seed, one.steps, one.cfg, one.sampler, one.scheduler, positive, negative, latent, one.denoise
         )
         return out
+
+    def steps(self, model: Any, sampling: Sampling) -> int:
+        kind, one = import_module("comfy.samplers").KSampler, sampling
+        made = kind(model, one.steps, model.load_device, one.sampler, one.scheduler, one.denoise, model.model_options)
+        return max(len(made.sigmas) - 1, 0)
 
     def sigmas(self, model: Any, scheduler: str, steps: int) -> torch.Tensor:
         samplers = import_module("comfy.samplers")
