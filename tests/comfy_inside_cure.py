@@ -343,6 +343,43 @@ def a_token_cutting_patch_is_named():
 
 
 @check
+def a_patch_that_merges_queries_is_no_hindrance():
+    """As the one that ComfyUI brings (ToMe): fewer ask, all are there to be read."""
+    tape, _ = recorded()
+    model = shown()
+    model.set_model_attn1_patch(lambda q, k, v, extra: (q[:, ::2], k, v))
+    model.set_model_attn1_output_patch(lambda out, extra: out.repeat_interleave(2, 1))
+    assert not torch.allclose(drawn(cured(tape, model=model)), drawn(model), atol=1e-2)
+
+
+@check
+def a_guider_that_hides_its_answers_is_named():
+    import comfy_extras.nodes_custom_sampler as custom
+
+    tape, _ = recorded()
+    latent = torch.zeros(1, 4, 16, 16)
+    noise, solver = comfy.sample.prepare_noise(latent, 1), comfy.samplers.ksampler("euler", {})
+    sigmas = comfy.samplers.KSampler(patcher("sd15"), 3, "cpu", "euler", "normal", 1.0, {}).sigmas
+
+    def guided(model, kind, conds, *cfg):
+        guider = kind(model)
+        guider.set_conds(*map(conditioning, conds))
+        if cfg:
+            guider.set_cfg(*cfg)
+        return guider.sample(noise, latent, solver, sigmas, seed=1, disable_pbar=True)
+
+    three = custom.Guider_DualCFG, (1, 4, 2), 5.0, 3.0
+    assert not torch.allclose(guided(cured(tape), *three), guided(shown(), *three), atol=1e-2)
+    same(guided(cured(tape), custom.Guider_Basic, (1,)), drawn(cured(tape), cfg=1.0))
+    try:
+        guided(curing.put(shown(), cure.Blending(tape, torch.ones(1, 16, 16))), *three)
+    except BadInput as error:
+        assert "Guider_DualCFG does not show its answers" in str(error)
+    else:
+        raise AssertionError("nothing was blended, and nothing said")
+
+
+@check
 def entries_of_a_time_and_of_an_area_read_their_own():
     """Two positive prompts side by side, and one that is exchanged half way."""
     left, right = conditioning(1), conditioning(3)

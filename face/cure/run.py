@@ -393,7 +393,7 @@ class CuringRun(Listening):
             for place, ordinal in enumerate(now.ordinals)
         ]
         selections = [
-            None if view is None else self._selection(view, now.pictures, now.area(place), q)
+            None if view is None else self._selection(view, now.pictures, now.area(place), k)
             for place, view in enumerate(views)
         ]
         if all(selection is None for selection in selections):
@@ -436,9 +436,9 @@ class CuringRun(Listening):
             self._ahead = _Ahead(self.hook.tape)
         return self._ahead.read(evaluation, ordinal, layer, pictures, q)
 
-    def _selection(self, view: View, pictures: tuple[int, ...], area: Area, q: Tensor) -> Selection | None:
+    def _selection(self, view: View, pictures: tuple[int, ...], area: Area, k: Tensor) -> Selection | None:
         """Of the keys that ``view`` has, those inside the mask and in the ``area`` that is drawn."""
-        key = (view, pictures, area, q.shape[1], q.device, q.dtype)
+        key = (view, pictures, area, k.shape[1], k.device, k.dtype)
         if key not in self._selections:
             hook = self.hook
             part = shares(_inside(_rows(hook.mask, pictures), area), *view.grid, view.area)
@@ -446,8 +446,8 @@ class CuringRun(Listening):
             if kept is not None:
                 # On the tape they are numbered anew: token kept[m] is m there.
                 part = part.gather(1, kept)
-            found = select(part, hook.omega, hook.mode, own=q.shape[1])
-            self._selections[key] = None if found is None else found.to(q.device, q.dtype)
+            found = select(part, hook.omega, hook.mode, own=k.shape[1])
+            self._selections[key] = None if found is None else found.to(k.device, k.dtype)
         return self._selections[key]
 
     def answered(

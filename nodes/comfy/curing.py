@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...face.attention import Area
 from ...face.cure.layers import SelfLayers, self_layers
-from ...face.cure.run import Curing, Hook, Now, Run, Writing, chained
+from ...face.cure.run import Blending, Curing, Hook, Now, Recording, Run, Writing, chained
 from ...face.cure.tape import NONE, Plan, Tape, digest, weak
 from ...face.errors import BadInput
 from .patching import area_of, attention_function, frames, layout_of
@@ -88,6 +88,8 @@ class Session:
     """Of the positive conditionings that act now, by uuid."""
     sides: dict[Any, str] = field(default_factory=dict)
     areas: dict[Any, tuple[Area, tuple[int, int]]] = field(default_factory=dict)
+    answers: int = 0
+    """How many questions were answered before the eyes of the runs."""
 
     def __deepcopy__(self, memo: Any) -> Session:
         return self
@@ -239,7 +241,19 @@ def _around_question(executor: Any, x: Tensor, timestep: Tensor, model_options: 
         session.ordinals = {entry["uuid"]: number for number, entry in enumerate(acting)}
         for run in session.runs:
             run.evaluate(session.number, session.sigma, x, _Again(session, options, timestep))
-    return executor(x, timestep, options, seed)
+    out = executor(x, timestep, options, seed)
+    if session is not None:
+        check_answered(session)
+    return out
+
+
+def check_answered(session: Session) -> None:
+    """Raise BadInput where the guider joined the answers without showing them to those who need them."""
+    if session.answers <= session.number and any(isinstance(hook, Blending | Recording) for hook in session.hooks):
+        raise BadInput(
+            f"{type(session.guider).__name__} does not show its answers before it joins them, so that nothing can be "
+            "recorded or blended. Take KSampler or CFGGuider, or cure with the method attention."
+        )
 
 
 def _acts(entry: Mapping[str, Any], sigma: float) -> bool:
@@ -263,6 +277,7 @@ def _answered(told: dict[str, Any]) -> list[Any]:
     session: Session | None = told["model_options"].get("transformer_options", {}).get(SESSION)
     if session is None or len(outs) < 2:
         return outs
+    session.answers = session.number + 1
     positive, negative = outs[0], outs[1] if told["conds"][1] is not None else None
     for run in session.runs:
         positive, negative = run.answered(session.number, session.sigma, told["input"], positive, negative)
