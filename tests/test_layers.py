@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "face": {"face", "kernels"},
     "nodes": {"nodes", "face"},
     "engine": {"engine", "nodes", "face"},
+    "lab": {"lab", "engine", "nodes", "face"},
 }
 HOSTS = {"comfy", "comfy_execution", "comfy_extras", "comfy_api", "folder_paths", "server", "execution"}
 BANNED = {"cv2", "insightface", "scipy", "skimage", "torchvision", "tensorflow", "mediapipe", "sklearn"}
