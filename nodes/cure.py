@@ -80,7 +80,9 @@ def planned(
     def size(keep: str) -> int:
         return predicted_bytes(known, chosen, shape, asked, host().dtype(model), keep, mask, len(positive))
 
-    said = f"{_gigabytes(size(keep))} for {len(chosen)} layers of {known.name}, {asked} evaluations, {keep}"
+    # Parts of a prompt that act for a time, or in an area, have less.
+    most = "at most " if len(positive) > 1 and size(keep) else ""
+    said = f"{most}{_gigabytes(size(keep))} for {len(chosen)} layers of {known.name}, {asked} evaluations, {keep}"
     if size(keep) > budget * 2**30:
         raise BadInput(
             f"the tape would take {said}, more than the budget of {budget:g} GB. Smaller are: {KEEPS[1]} "

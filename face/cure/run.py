@@ -381,7 +381,7 @@ class CuringRun(Listening):
             )
         if tape.keep == NONE and self.acts(sigma):
             noted = tape.evaluations[number]
-            self._again = Tape(tape.plan, tape.layers, tape.count, source=tape.source)
+            self._again = Tape(tape.plan, tape.layers, tape.count, resident=True, source=tape.source)
             again(self._again, number, noted.sigma, noted.latent.to(latent))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int, now: Now, plain: Plain) -> Tensor:

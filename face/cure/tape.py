@@ -8,6 +8,7 @@ matter whether the host calls the network once or several times an evaluation, a
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ run computes them again; or only what the model answered, which is what noise bl
 
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
+
+_ALIGNED = 512
+"""Bytes, as torch's own memory."""
 
 ADAPTIVE = frozenset({"dpm_adaptive"})
 """Samplers that choose their steps by what they see: two runs of theirs do not visit the same noise levels."""
@@ -164,6 +168,36 @@ class Evaluation:
 
 
 @dataclass(eq=False)
+class Slabs:
+    """Main memory that is taken in large pieces: torch rounds every pinned piece up to a power of two, which would
+    make a tape half as large again as was said."""
+
+    size: int = 2**26
+    """Bytes of a piece, a power of two."""
+    pinned: bool = True
+    _free: Tensor | None = field(default=None, repr=False)
+    """(bytes,) uint8: what is left of the last piece."""
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a tensor; aligned, and nobody else's."""
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted > self.size:
+            return self._new(wanted).view(dtype).view(*shape)
+        if self._free is None or len(self._free) < wanted:
+            self._free = self._new(self.size)
+        found, self._free = self._free[:wanted], self._free[-(-wanted // _ALIGNED) * _ALIGNED :]
+        return found.view(dtype).view(*shape)
+
+    def _new(self, count: int) -> Tensor:
+        try:
+            return torch.empty(count, dtype=torch.uint8, pin_memory=self.pinned)
+        except RuntimeError:
+            # A system may let less memory be pinned than there is; other memory is only slower.
+            self.pinned = False
+            return torch.empty(count, dtype=torch.uint8)
+
+
+@dataclass(eq=False)
 class Tape:
     """One run's record. Written once by ``face.cure.run``, then only read."""
 
@@ -179,12 +213,15 @@ class Tape:
     maps: Tensor | None = None
     """(B, h, w, T) float32: how strongly each place looked at each token of the first positive prompt, averaged over
     heads, layers and evaluations; None if not recorded."""
+    resident: bool = False
+    """Keys and values stay where the model computes: they are read at once, and given up."""
     source: Any = None
     """``latents only``: what the host needs to compute the rest again."""
     _blocks: dict[tuple[int, int, int], list[_Block]] = field(default_factory=dict, repr=False)
     _views: dict[tuple[int, int], dict[int, View]] = field(default_factory=dict, repr=False)
     """Per evaluation and layer, by conditioning."""
     _heard: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _slabs: Slabs = field(default_factory=Slabs, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __copy__(self) -> Tape:
@@ -205,7 +242,7 @@ class Tape:
             self._blocks.clear()
             self._views.clear()
             self.evaluations.clear()
-            self.maps, self._heard, self.source = None, None, None
+            self.maps, self._heard, self.source, self._slabs = None, None, None, Slabs()
 
     def kept(self, grid: tuple[int, int], rows: Sequence[int], area: Area = WHOLE) -> Tensor | None:
         """(rows, M) int64: the tokens of a layer of that size, over that part of the picture, that are kept; None for
@@ -231,9 +268,17 @@ class Tape:
             # In float32: half precision has no such small numbers.
             scale = both.abs().amax((1, 2, 3), keepdim=True).float().clamp_min(1e-12) / FLOAT8_MAX
             both = (both.float() / scale).to(FLOAT8)
-        block = _Block(rows, _to_host(both), None if scale is None else scale.cpu())
+        block = _Block(rows, self._kept(both), None if scale is None else scale.cpu())
         with self._lock:
             known.append(block)
+
+    def _kept(self, both: Tensor) -> Tensor:
+        """In main memory; from a GPU without waiting for it. What is in main memory is kept as it is."""
+        if self.resident or both.device.type != "cuda":
+            return both if self.resident else both.to("cpu")
+        with self._lock:
+            room = self._slabs.take(both.shape, both.dtype)
+        return room.copy_(both, non_blocking=True)
 
     def view(self, evaluation: int, ordinal: int, layer: int, area: Area) -> View | None:
         """What the person's conditioning number ``ordinal`` reads, which sees ``area``; None if there is nothing.
@@ -296,15 +341,6 @@ def _common(one: Area, other: Area) -> float:
 
 def _scaled(both: Tensor, scale: Tensor | None) -> Tensor:
     return both if scale is None else (both.float() * scale.to(both.device)).to(both.dtype)
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """In main memory; from a GPU by way of pinned memory, without waiting for it. ``tensor`` must be the caller's own:
-    what is in main memory is kept as it is."""
-    if tensor.device.type != "cuda":
-        return tensor.to("cpu")
-    out = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
-    return out.copy_(tensor, non_blocking=True)
 
 
 def _from_host(tensor: Tensor, like: Tensor) -> Tensor:
