@@ -71,7 +71,7 @@ def planned(
 ) -> tuple[SelfLayers, tuple[int, ...], str]:
     """A tape before it is made: the model's layers, those chosen, and how large it will be. Raises BadInput if that is
     more than the budget."""
-    shape = _shape(latent)
+    shape = latent_shape(latent)
     known = known_layers(model, keep)
     chosen = known.choose(layers) if known.layers else ()
     mask = _beforehand(mask, keep, shape)
@@ -108,7 +108,7 @@ def _as_mask(mask: Any, shape: Sequence[int]) -> Tensor:
     return found
 
 
-def _shape(latent: Any) -> tuple[int, ...]:
+def latent_shape(latent: Any) -> tuple[int, ...]:
     """Of a LATENT's samples (B, C, h, w). Raises BadInput for what is none."""
     samples = latent.get("samples") if isinstance(latent, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or 0 in samples.shape:
@@ -136,7 +136,7 @@ def foundation(
 ) -> tuple[Any, Tape, str]:
     """The run without the person: LATENT, tape, and what to say of it. Raises BadInput before the first step."""
     here = host()
-    mask = _beforehand(mask, keep, _shape(latent))
+    mask = _beforehand(mask, keep, latent_shape(latent))
     known, chosen, said = planned(model, positive, latent, sampling, keep, layers, budget, mask)
     here.send_text(f"tape: {said}", node_id)
     recording = Recording(chosen, known, keep, mask, words and bool(known.layers))

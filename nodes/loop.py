@@ -30,7 +30,7 @@ from ..face.image import as_image
 from ..face.masks import FURTHEST
 from ..face.types import Faces, Identity
 from .attributes import Placed, places
-from .cure import ATTENTION, CURING, GUIDING, KEPT, cured, foundation, guided, planned, sampler_inputs
+from .cure import ATTENTION, CURING, GUIDING, KEPT, cured, foundation, guided, latent_shape, planned, sampler_inputs
 from .form import CATEGORY, FACES, IDENTITY, as_json, choice, integer, number, socket, switch, text
 from .host import Sampling, host
 from .preview import preview
@@ -100,6 +100,12 @@ class Making:
                 f"keep is {ANSWERS}, which serves noise blending only. Keep keys and values, or set the method to "
                 "noise blending."
             )
+        shape = latent_shape(self.latent_image)
+        if self.faces is not None and len(self.faces) != shape[0]:
+            raise BadInput(
+                f"the faces come from {len(self.faces)} pictures, but {shape[0]} are drawn. Connect the faces of the "
+                "pictures without the person, or none: then they are looked for."
+            )
         refuse_adaptive(self.sampler_name)
         if self.method == ATTENTION:
             refuse_cured(host().hooks(self.person_model))
@@ -115,7 +121,7 @@ class Making:
         """The user's mask (P, H, W), all of it together. Raises BadImage for one that cannot be."""
         if self.mask is None:
             return None
-        shape = self.latent_image["samples"].shape
+        shape = latent_shape(self.latent_image)
         pictures, height, width = int(shape[0]), int(shape[-2]) * 8, int(shape[-1]) * 8
         empty = Masked(self.wanted, torch.zeros(len(self.wanted), pictures, height, width), (), ())
         found, extra = masking.with_given(empty, self.mask)

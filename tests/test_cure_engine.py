@@ -424,6 +424,22 @@ def test_memory_that_cannot_be_pinned_is_taken_all_the_same(monkeypatch):
     assert Slabs().take((4, 4), torch.float16).shape == (4, 4)
 
 
+def test_only_the_first_positive_prompts_words_are_heard(models):
+    layers = layers_of(models["sd15"].unet)[0]
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(models["sd15"].unet))
+    site = min(layers.word_sites())
+    level = next(layer.level for layer in layers.layers if layer.site == site)
+    tokens = (8 >> level) ** 2
+    q, k = torch.randn(3, tokens, 8), torch.randn(3, 5, 8)
+    run = cure.Recording((), layers, FULL, words=True).begin(plan, float)
+    run.hear(site, q, k, 2, cure.Now(0, 1.0, (1, None, 0), (0,), (8, 8)))
+    run.end(well=True)
+    rows = (t[2:].unflatten(2, (2, 4)).transpose(1, 2) for t in (q, k))
+    query, key = rows
+    expected = (query @ key.transpose(-1, -2) / 2).softmax(-1).mean(1)
+    assert torch.allclose(run.tape.maps.flatten(1, 2), expected, atol=1e-6)
+
+
 def left_mask(value):
     mask = torch.zeros(1, 32, 32)
     mask[:, :, :16] = value

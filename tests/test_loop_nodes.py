@@ -14,9 +14,10 @@ from likeness.face.attention import Tokens, apply
 from likeness.face.cure import words
 from likeness.face.cure.judge import Verdict
 from likeness.face.cure.report import beside
-from likeness.face.cure.tape import ANSWERS, NONE, Tape
+from likeness.face.cure.run import Curing
+from likeness.face.cure.tape import ANSWERS, NONE, Plan, Tape, weak
 from likeness.face.errors import BadImage, BadInput
-from likeness.face.types import FaceScore
+from likeness.face.types import Faces, FaceScore
 from likeness.nodes import NODE_CLASS_MAPPINGS, loop
 from likeness.nodes import host as hosts
 from likeness.nodes.cure import BLENDING
@@ -173,6 +174,10 @@ def test_a_batch_is_cured_each_in_its_own_mask(wires):
 
 
 def test_what_cannot_be_is_refused_before_anything_is_drawn(wires, monkeypatch):
+    layers = hosts.host().self_layers(wires["model"])
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(wires["model"].unet))
+    once = Curing(Tape(plan, (), len(layers.layers)), layers, torch.ones(1, 8, 8), 0.5)
+    twice = hosts.host().with_hook(wires["person_model"], once)
     runs = counted(monkeypatch)
     for changes, sentence in (
         ({"vae": None}, "there is no VAE"),
@@ -181,6 +186,10 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(wires, monkeypatch):
         ({"sampler_name": "dpm_adaptive"}, "chooses its own steps"),
         ({"start": 0.8, "end": 0.5}, "start not after end"),
         ({"budget": 1e-6}, "more than the budget"),
+        ({"latent_image": {}}, "a LATENT must hold samples"),
+        ({"latent_image": {}, "mask": torch.ones(1, 64, 64)}, "a LATENT must hold samples"),
+        ({"faces": Faces(((), ()), ((64, 64),) * 2)}, "the faces come from 2 pictures, but 1 are drawn"),
+        ({"person_model": twice}, "cured already"),
     ):
         for node in ("LikenessCureSampler", "LikenessClosedLoop"):
             with pytest.raises(BadInput, match=sentence):
