@@ -410,6 +410,25 @@ class Space:
         return torch.tensor([value, (1 - value**2) ** 0.5])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_judged(host, value, monkeypatch):
+    space = Space({})
+    monkeypatch.setattr(space, "image", lambda picture: torch.tensor([value, 0.0]))
+    told = one(host, HAIR, similarity=space)
+    assert told.present is None and told.score is None and "no numbers" in told.details
+
+    class Broken:
+        def names(self, host):
+            return ["broken"]
+
+        def judge(self, name, picture, face, attribute, evidence, host):
+            return Verdict(attribute.text, value >= 0.5, value, name)
+
+    monkeypatch.setattr(judging, "_there", lambda host: [("broken", Broken())])
+    told = one(host, HAIR)
+    assert told.present is None and told.score is None and "no number" in told.details
+
+
 def test_similarity_holds_the_attribute_against_none_and_against_others(host):
     wanted = "a photo of a person with red hair"
     assert one(host, HAIR, similarity=Space({wanted: 0.25})).present is True

@@ -67,6 +67,17 @@ def test_what_is_not_judged_is_cured_only_if_asked_and_once():
     assert world.cured == [["laughing"]] and done.best == (0,) and done.stopped == "round 1 gained nothing"
 
 
+def test_what_is_still_not_judged_is_not_cured_more_strongly():
+    world = World([[(False, False, None)], [(True, False, None)], [(True, True, None)]])
+    world.run(5, cure_unjudged=True, stronger=2.0)
+    assert world.cured[1] == ["red hair", "glasses", "laughing"] and world.strengths == [1.0, 2.0, 1.0]
+
+
+def test_of_equals_the_one_with_fewer_missing_is_kept():
+    assert World([[(True, False, False)], [(True, None, False)]]).run().best == (1,)
+    assert World([[(True, None, False)], [(True, False, False)]]).run().best == (0,)
+
+
 def test_a_later_round_keeps_curing_what_an_earlier_one_gave():
     world = World([[(False, True, True)], [(True, False, True)], [(True, True, True)]])
     done = world.run(3)

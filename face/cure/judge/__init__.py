@@ -10,6 +10,7 @@ been found by somebody, not judged in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -240,6 +241,8 @@ def _joined(
         told = entry.judge(name, picture, face, attribute, evidence, host)
         if told is None:
             continue
+        if told.score is not None and not math.isfinite(told.score):
+            told = replace(told, present=None, score=None, details="answers no number")
         if told.present is None:
             reasons.append(f"{name}: {told.details}")
             continue

@@ -145,6 +145,8 @@ class _Clip:
 
         seen = evidence.once(("clip", whole), look)
         wanted, *others = (cosine(seen, both, sentence) for sentence in sentences(attribute))
+        if not all(map(math.isfinite, (wanted, *others))):
+            return Verdict(attribute.text, None, judge=both.name, details="the CLIP answers no numbers")
         lead = TEMPERATURE * (wanted - max(others))
         score = 1 / (1 + math.exp(-max(-60.0, min(60.0, lead))))
         details = f"similarity {wanted:.3f} against {max(others):.3f}, uncalibrated"
