@@ -409,6 +409,31 @@ def prompts_of_other_parts_than_the_foundations_are_cured():
         out = drawn(cured(tape, torch.ones(1, 16, 16)), positive=mine)
         assert torch.isfinite(out).all()
         assert not torch.allclose(out, drawn(shown(), positive=mine), atol=1e-2)
+    # Nothing of the mask lies in what the person's part draws, or in what the foundation's saw.
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :, 8:] = 1
+    for theirs, mine, where in ((whole, left, mask), (right, whole, 1 - mask)):
+        tape, _ = recorded(positive=theirs)
+        same(drawn(cured(tape, where), positive=mine), drawn(shown(), positive=mine))
+
+
+@check
+def latents_only_tells_the_parts_of_a_prompt_apart():
+    positive = [*conditioning(1), *conditioning(3)]
+    positive[1][1] |= {"area": (16, 8, 0, 8), "strength": 1.0, "set_area_to_bounds": False}
+    whole, _ = recorded(2, positive=positive)
+    latents, _ = recorded(2, positive=positive, keep=NONE)
+    near(drawn(cured(latents), 2, positive=positive), drawn(cured(whole), 2, positive=positive), 1e-5)
+
+
+@check
+def anothers_function_before_guidance_is_called():
+    tape, _ = recorded()
+    model, told = shown(), []
+    model.set_model_sampler_pre_cfg_function(lambda args: told.append(1) or [2 * out for out in args["conds_out"]])
+    doubled = drawn(cured(tape, model=model))
+    assert len(told) == 3
+    assert not torch.allclose(doubled, drawn(cured(tape)), atol=1e-2)
 
 
 @check
