@@ -155,6 +155,21 @@ def test_latents_only_asks_the_foundation_with_its_own_weights(models):
     near(drawn(changed, [curing(changed, tape)], (1.0,)), expected, 1e-5)
 
 
+def test_latents_only_asks_again_where_the_cure_acts(models, monkeypatch):
+    model = models["sd15"]
+    tape, _ = recorded(model, keep=NONE, steps=6)
+    asked, begin = [], cure.CuringRun.evaluate
+
+    def evaluate(self, number, sigma, latent, again):
+        begin(self, number, sigma, latent, lambda *told: asked.append(told[1]) or again(*told))
+
+    monkeypatch.setattr(cure.CuringRun, "evaluate", evaluate)
+    drawn(model, [curing(model, tape, start=0.3, end=0.7)], (1.0,), steps=6)
+    levels = [noted.sigma for noted in tape.evaluations]
+    low, high = (model.sampling.percent_to_sigma(percent) for percent in (0.7, 0.3))
+    assert asked == [n for n, sigma in enumerate(levels) if low <= sigma <= high] and 0 < len(asked) < 6
+
+
 def test_a_mask_known_beforehand_keeps_less_and_says_the_same(models):
     model, masks = models["sd15"], half_mask()
     smaller = masks.clone()

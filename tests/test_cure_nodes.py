@@ -261,6 +261,15 @@ def test_the_inversion_is_ddims():
     assert torch.allclose(up * kept[1].sqrt(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("refinements", [0, 1, 4])
+def test_every_refinement_is_one_more_question_a_step(refinements):
+    asked = []
+    denoise = lambda x, sigma: asked.append(float(sigma)) or x * 0.5  # noqa: E731
+    sigmas = torch.tensor([0.5, 1.0, 2.0])
+    guidance.inversion(refinements)(denoise, torch.ones(1, 1, 2, 2), sigmas, lambda *_: None, None)
+    assert asked == [1.0] * (1 + refinements) + [2.0] * (1 + refinements)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.5, float("nan")])
 def test_a_gamma_out_of_range_is_refused(sd15, gamma):
     with pytest.raises(BadInput, match="gamma is the fraction"):
