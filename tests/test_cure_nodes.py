@@ -279,5 +279,6 @@ def test_a_gamma_out_of_range_is_refused(sd15, gamma):
 def test_gamma_is_a_part_of_the_schedule():
     sigmas = torch.tensor([4.0, 3, 2, 1, 0])
     assert guidance.levels(sigmas, 0.5).tolist() == [2, 1, 0]
+    assert guidance.levels(sigmas, 0.7).tolist() == [3, 2, 1, 0], "the nearest number of steps"
     assert guidance.levels(sigmas, 0.01).tolist() == [1, 0]
     assert guidance.levels(sigmas, 1.0).tolist() == sigmas.tolist()
