@@ -27,6 +27,22 @@ from .preview import preview
 PROMPT, NOTHING = "prompt", "nothing"
 
 
+def showing() -> dict[str, Any]:
+    """The widgets that settle what shows where an attribute is."""
+    return {
+        "source": choice(
+            list(masking.SOURCES),
+            "What shows where an attribute is. *auto*: a parser network, else the mesh, else cross-attention, "
+            "whichever is there and can show it. Cross-attention needs the CLIP.",
+        ),
+        "parser": choice(
+            parse.choices(host()),
+            "Which face parser. *auto*: the first bisenet*.onnx or segface*.onnx in the likeness folder.",
+        ),
+        "grow": integer(0, -FURTHEST, FURTHEST, "Pixels by which the masks' edges move outwards; negative: inwards."),
+    }
+
+
 class AttributeMasks:
     CATEGORY = f"{CATEGORY}/cure"
     DESCRIPTION = (
@@ -63,16 +79,7 @@ class AttributeMasks:
                     "What an empty list means: the prompt's attributes, or none. *nothing* is for a list that is "
                     "wired, as from Judge Attributes, where nothing may be missing.",
                 ),
-                "source": choice(
-                    list(masking.SOURCES),
-                    "What shows an attribute. *auto*: a parser network, else the mesh, else cross-attention, whichever "
-                    "is there and can show it.",
-                ),
-                "parser": choice(
-                    parse.choices(host()),
-                    "Which face parser. *auto*: the first bisenet*.onnx or segface*.onnx in the likeness folder.",
-                ),
-                "grow": integer(0, -FURTHEST, FURTHEST, "Pixels by which edges move outwards; negative: inwards."),
+                **showing(),
                 "strength": number(1.0, 0.0, 1.0, 0.05, "Times the mask; per_attribute stays as it is."),
                 "expressions": switch(
                     False,

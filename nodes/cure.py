@@ -371,7 +371,7 @@ def guided(
     inverted = here.solve(model, template, negative, latent, 1.0, up, way, sampling.seed)
     error: float | None = None
     if check:
-        back = here.solve(model, template, negative, inverted, 1.0, down, guidance.euler, sampling.seed)
+        back = here.solve(model, template, negative, inverted, 1.0, down, "euler", sampling.seed)
         error = guidance.error(back["samples"], latent["samples"])
     out = here.solve(model, attribute, negative, inverted, sampling.cfg, down, sampling.sampler, sampling.seed)
     return out, error

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..face import parse
 from ..face import score as scoring
 from ..face.cure import judge as judging
 from ..face.cure import masks as masking
@@ -27,9 +26,8 @@ from ..face.cure.tape import ANSWERS, Tape, refuse_adaptive
 from ..face.cure.words import Attribute
 from ..face.errors import BadInput
 from ..face.image import as_image
-from ..face.masks import FURTHEST
 from ..face.types import Faces, Identity
-from .attributes import Placed, places
+from .attributes import Placed, places, showing
 from .cure import ATTENTION, CURING, GUIDING, KEPT, cured, foundation, guided, latent_shape, planned, sampler_inputs
 from .form import CATEGORY, FACES, IDENTITY, as_json, choice, integer, number, socket, switch, text
 from .host import Sampling, host
@@ -257,16 +255,7 @@ def _wires() -> dict[str, Any]:
             "is cured at that strength.",
             multiline=True,
         ),
-        "source": choice(
-            list(masking.SOURCES),
-            "What shows where an attribute is. *auto*: a parser network, else the mesh, else cross-attention, "
-            "whichever is there and can show it. Cross-attention needs the CLIP.",
-        ),
-        "parser": choice(
-            parse.choices(host()),
-            "Which face parser. *auto*: the first bisenet*.onnx or segface*.onnx in the likeness folder.",
-        ),
-        "grow": integer(0, -FURTHEST, FURTHEST, "Pixels by which the masks' edges move outwards; negative: inwards."),
+        **showing(),
         "own_mask": choice(
             [JOINS, REPLACES],
             "A wired mask *joins* what is found, or *replaces* it; then nothing is looked for, and the tape keeps "

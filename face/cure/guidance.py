@@ -48,16 +48,6 @@ def inversion(refinements: int) -> Callable[[Denoise, Tensor, Tensor, Watch, obj
     return invert
 
 
-def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch, noise: object) -> Tensor:
-    """The way down that the inversion is the inverse of."""
-    for step in range(len(sigmas) - 1):
-        here, below = sigmas[step], sigmas[step + 1]
-        denoised = denoise(x, here)
-        watch(step, x, denoised)
-        x = x + (below - here) * (x - denoised) / here
-    return x
-
-
 def error(back: Tensor, original: Tensor) -> float:
     """How far the way up and down leads from where it began, relative to the original."""
     return float((back - original).norm() / original.norm().clamp_min(1e-12))
