@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import torch
 from _measure import package, row, skip
@@ -38,7 +39,7 @@ from likeness.face.cure import masks  # noqa: E402
 from likeness.face.cure import run as cure  # noqa: E402
 from likeness.face.cure.attention import cured, plain, select, shares  # noqa: E402
 from likeness.face.cure.layers import SelfLayer, SelfLayers  # noqa: E402
-from likeness.face.cure.tape import FULL, HALF, NONE, Plan, predicted_bytes, weak  # noqa: E402
+from likeness.face.cure.tape import FULL, HALF, NONE, Plan, predicted_bytes  # noqa: E402
 
 OMEGA = 1.5
 SIZES = ((32, 20, ">= 3"), (64, 10, ">= 9"))
@@ -129,7 +130,7 @@ class Layer:
         # A model of this layer alone, whose latent has a token a place.
         self.layers = SelfLayers((SelfLayer(0, "up", 0, width),), "one layer")
         self.base = nn.Identity()
-        plan = Plan(0, (1, 4, side, side), "euler", (1.0, 0.0), "", "", weak(self.base))
+        plan = Plan(0, (1, 4, side, side), "euler", (1.0, 0.0), "", "", ref(self.base))
         self.plan = plan
 
     def all_in(self, rows: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..face.attention.sites import Layout
     from ..face.cure.layers import SelfLayers
     from ..face.cure.run import Hook
-    from ..nodes.host import Sampling, Solver
+    from ..nodes.host import Control, Sampling, Way
 
 log = logging.getLogger(__name__)
 
@@ -207,26 +207,15 @@ class EngineHost(StandaloneHost):
     def encoder(self, clip_vision: Any) -> Encoder:
         return self._diffusers().encoder(clip_vision)
 
-    def with_control(
-        self,
-        positive: Any,
-        negative: Any,
-        control_net: Any,
-        image: Tensor,
-        strength: float,
-        start: float,
-        end: float,
-        vae: Any,
-        width: int,
-    ) -> tuple[Any, Any]:
-        found = control_net.net.config["cross_attention_dim"]
+    def with_control(self, positive: Any, negative: Any, control: Control, width: int) -> tuple[Any, Any]:
+        found = control.net.net.config["cross_attention_dim"]
         if found != width:
             raise BadInput(
                 f"this ControlNet reads text {found} wide, but the identity's tokens are {width} wide: it belongs to "
                 "another base model. Load InstantID's own ControlNet."
             )
-        node = import_module(".core.generation", __package__).ControlNetApplyAdvanced()
-        return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
+        one, node = control, import_module(".core.generation", __package__).ControlNetApplyAdvanced()
+        return node.apply_controlnet(positive, negative, one.net, one.image, one.strength, one.start, one.end, one.vae)
 
     def self_layers(self, model: Any) -> SelfLayers:
         return import_module(".diffusion.hooks", __package__).layers_of(model.unet)[0]
@@ -249,26 +238,12 @@ class EngineHost(StandaloneHost):
         widgets = one.seed, one.steps, one.cfg, one.sampler, one.scheduler
         return node.sample(model, *widgets, positive, negative, latent, one.denoise)[0]
 
-    def steps(self, model: Any, sampling: Sampling) -> int:
+    def sigmas(self, model: Any, sampling: Sampling) -> Tensor:
         levels = import_module(".diffusion.sampling", __package__).schedule
-        return max(len(levels(model.sampling, sampling.scheduler, sampling.steps, sampling.denoise)) - 1, 0)
+        return levels(model.sampling, sampling.scheduler, sampling.steps, sampling.denoise)
 
-    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
-        return import_module(".diffusion.sampling", __package__).schedule(model.sampling, scheduler, steps)
-
-    def solve(
-        self,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent: Any,
-        cfg: float,
-        sigmas: Tensor,
-        method: str | Solver,
-        seed: int,
-    ) -> Any:
-        generation = import_module(".core.generation", __package__)
-        return generation.solved(model, positive, negative, latent, cfg, sigmas, method, seed)
+    def solve(self, model: Any, positive: Any, negative: Any, latent: Any, way: Way) -> Any:
+        return import_module(".core.generation", __package__).solved(model, positive, negative, latent, way)
 
     @staticmethod
     def _diffusers() -> Any:

@@ -24,7 +24,7 @@ from ..face.image import as_image
 from ..face.prompt import Written
 from ..face.types import Identity, Person
 from .form import CATEGORY, ID_ADAPTER, IDENTITY, choice, number, socket, switch, text
-from .host import host
+from .host import Control, host
 from .saving import DRAWN
 
 MIX, EACH = "together", "one a picture"
@@ -393,9 +393,8 @@ class IdentityControlNet:
         else:
             negative_tokens = tokens.positive if tokens.negative is None else tokens.negative
             shown = {POSITIVE: tokens.positive, NEGATIVE: negative_tokens}
-        sides = here.with_control(
-            positive, negative, control_net, _masked(image, mask), strength, start, end, vae, id_adapter.context_width
-        )
+        control = Control(control_net, _masked(image, mask), strength, start, end, vae)
+        sides = here.with_control(positive, negative, control, id_adapter.context_width)
         return tuple(
             [[t, {**entry, "cross_attn_controlnet": shown[side]}] for t, entry in conditioning]
             for side, conditioning in zip((POSITIVE, NEGATIVE), sides, strict=True)

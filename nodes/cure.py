@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..face.cure.run import BLEND, BLEND_FROM, Blending, Curing, Recording, chec
 from ..face.cure.tape import ANSWERS, FULL, KEEPS, NONE, Tape, evaluations, predicted_bytes
 from ..face.errors import BadInput
 from .form import CATEGORY, TAPE, choice, integer, number, socket, switch, text
-from .host import Sampling, host
+from .host import Sampling, Way, host
 
 ATTENTION, BLENDING = "attention", "noise blending"
 METHODS = (ATTENTION, BLENDING)
@@ -75,7 +76,7 @@ def planned(
     known = known_layers(model, keep)
     chosen = known.choose(layers) if known.layers else ()
     mask = _beforehand(mask, keep, shape)
-    asked = evaluations(sampling.sampler, host().steps(model, sampling))
+    asked = evaluations(sampling.sampler, max(len(host().sigmas(model, sampling)) - 1, 0))
 
     def size(keep: str) -> int:
         return predicted_bytes(known, chosen, shape, asked, host().dtype(model), keep, mask, len(positive))
@@ -365,15 +366,15 @@ def guided(
 ) -> tuple[Any, float | None]:
     """Up to ``gamma`` under the template, and down with the attribute: LATENT, and the inversion's error if checked."""
     here = host()
-    down = guidance.levels(here.sigmas(model, sampling.scheduler, sampling.steps), gamma)
-    up = guidance.ascending(down)
-    way = guidance.inversion(refinements)
-    inverted = here.solve(model, template, negative, latent, 1.0, up, way, sampling.seed)
+    down = guidance.levels(here.sigmas(model, replace(sampling, denoise=1.0)), gamma)
+    up = Way(guidance.ascending(down), guidance.inversion(refinements), 1.0, sampling.seed)
+    inverted = here.solve(model, template, negative, latent, up)
     error: float | None = None
     if check:
-        back = here.solve(model, template, negative, inverted, 1.0, down, "euler", sampling.seed)
+        back = here.solve(model, template, negative, inverted, Way(down, "euler", 1.0, sampling.seed))
         error = guidance.error(back["samples"], latent["samples"])
-    out = here.solve(model, attribute, negative, inverted, sampling.cfg, down, sampling.sampler, sampling.seed)
+    way = Way(down, sampling.sampler, sampling.cfg, sampling.seed)
+    out = here.solve(model, attribute, negative, inverted, way)
     return out, error
 
 

@@ -33,7 +33,32 @@ class Sampling:
 
 
 Solver = Callable[[Any, Tensor, Tensor, Any, Any], Tensor]
-"""``solve(denoise, x, sigmas, watch, noise)``: a way along noise levels; see ``face.cure.guidance``."""
+"""``solve(denoise, x, sigmas, watch, noise)``; see ``face.cure.guidance``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A way along noise levels, up or down."""
+
+    sigmas: Tensor
+    """(steps + 1,)."""
+    method: str | Solver
+    """A sampler's name, or a function of one's own."""
+    cfg: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A ControlNet, what it is shown, and how it acts."""
+
+    net: Any
+    image: Tensor
+    """(B, H, W, 3)."""
+    strength: float
+    start: float
+    end: float
+    vae: Any = None
 
 
 class NodeHost(Host, Protocol):
@@ -69,18 +94,7 @@ class NodeHost(Host, Protocol):
         """A CLIP_VISION as an image encoder."""
         ...
 
-    def with_control(
-        self,
-        positive: Any,
-        negative: Any,
-        control_net: Any,
-        image: Tensor,
-        strength: float,
-        start: float,
-        end: float,
-        vae: Any,
-        width: int,
-    ) -> tuple[Any, Any]:
+    def with_control(self, positive: Any, negative: Any, control: Control, width: int) -> tuple[Any, Any]:
         """Both conditionings with a ControlNet on them; BadInput for one that does not read tokens of that
         ``width``."""
         ...
@@ -109,27 +123,13 @@ class NodeHost(Host, Protocol):
         """A LATENT as KSampler gives it, with its progress and previews."""
         ...
 
-    def steps(self, model: Any, sampling: Sampling) -> int:
-        """How many steps ``sample`` takes: some schedulers have one more than they are asked for."""
+    def sigmas(self, model: Any, sampling: Sampling) -> Tensor:
+        """The noise levels that ``sample`` takes, descending to 0: mostly one more than steps; some schedulers have
+        one more than they are asked for. Empty where nothing is sampled."""
         ...
 
-    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
-        """The noise levels of a whole sampling: (steps + 1,), descending to 0."""
-        ...
-
-    def solve(
-        self,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent: Any,
-        cfg: float,
-        sigmas: Tensor,
-        method: str | Solver,
-        seed: int,
-    ) -> Any:
-        """A LATENT that ``method`` (a sampler's name, or a way of one's own) makes of one at the level of
-        ``sigmas[0]``; no noise is put on it."""
+    def solve(self, model: Any, positive: Any, negative: Any, latent: Any, way: Way) -> Any:
+        """A LATENT that is at the end of the way, made of one that is at its beginning; no noise is put on it."""
         ...
 
 
@@ -162,18 +162,7 @@ class StandaloneNodeHost(StandaloneHost):
     def encoder(self, clip_vision: Any) -> Encoder:
         raise _nothing_to_sample_with()
 
-    def with_control(
-        self,
-        positive: Any,
-        negative: Any,
-        control_net: Any,
-        image: Tensor,
-        strength: float,
-        start: float,
-        end: float,
-        vae: Any,
-        width: int,
-    ) -> tuple[Any, Any]:
+    def with_control(self, positive: Any, negative: Any, control: Control, width: int) -> tuple[Any, Any]:
         raise _nothing_to_sample_with()
 
     def self_layers(self, model: Any) -> SelfLayers:
@@ -195,23 +184,10 @@ class StandaloneNodeHost(StandaloneHost):
     def sample(self, model: Any, positive: Any, negative: Any, latent: Any, sampling: Sampling) -> Any:
         raise _nothing_to_sample_with()
 
-    def steps(self, model: Any, sampling: Sampling) -> int:
+    def sigmas(self, model: Any, sampling: Sampling) -> Tensor:
         raise _nothing_to_sample_with()
 
-    def sigmas(self, model: Any, scheduler: str, steps: int) -> Tensor:
-        raise _nothing_to_sample_with()
-
-    def solve(
-        self,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent: Any,
-        cfg: float,
-        sigmas: Tensor,
-        method: str | Solver,
-        seed: int,
-    ) -> Any:
+    def solve(self, model: Any, positive: Any, negative: Any, latent: Any, way: Way) -> Any:
         raise _nothing_to_sample_with()
 
 

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from functools import lru_cache
+from weakref import ref
 
 # ruff: isort: off
 import comfy_inside as inside  # first: it makes ComfyUI and the pack importable
@@ -16,7 +17,7 @@ from comfy_inside import conditioning, near, patcher, predicted, same, tokens_of
 from likeness.face.adapters import Evidence, load
 from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
-from likeness.face.cure.tape import FULL, HALF, NONE, Plan, weak
+from likeness.face.cure.tape import FULL, HALF, NONE, Plan
 from likeness.face.errors import BadInput
 from likeness.nodes import cure as nodes
 from likeness.nodes.comfy import curing, patching
@@ -55,7 +56,7 @@ def answer(gold, base, rows, hook, run, model=None):
 
 def cured_rows(gold, base, omega, models=(None, None)):
     known = layers(base)
-    plan = Plan(0, (1, *gold.inputs["sample"].shape[1:]), "euler", (1.0, 0.0), "", "", weak(patcher(base).model))
+    plan = Plan(0, (1, *gold.inputs["sample"].shape[1:]), "euler", (1.0, 0.0), "", "", ref(patcher(base).model))
     recording = cure.Recording(known.choose("authors"), known, FULL)
     record = recording.begin(plan, float)
     foundation = answer(gold, base, [F_UNCOND, F_COND], recording, record, models[0])

@@ -5,6 +5,7 @@ import math
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from likeness.engine.diffusion.samplers import SAMPLERS
 from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
 from likeness.face.cure.attention import plain, reference
-from likeness.face.cure.tape import FULL, HALF, NONE, Plan, Slabs, Tape, View, predicted_bytes, weak
+from likeness.face.cure.tape import FULL, HALF, NONE, Plan, Slabs, Tape, View, predicted_bytes
 from likeness.face.errors import BadInput
 from likeness.tests import tiny_diffusion as tiny
 
@@ -307,7 +308,7 @@ def test_an_area_on_one_side_only_reads_the_keys_where_they_are(models, mine, th
         "right": ((8, 4), part("right")[1]),
     }
     own, grid = (math.prod(sizes[which][0]) for which in (mine, theirs))
-    plan = Plan(3, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(model.unet))
+    plan = Plan(3, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(model.unet))
     tape, mask = Tape(plan, (layer,), 16, FULL), torch.rand(1, 8, 8)
     mask[mask < 0.5] = 0
     width = layers.layers[layer].width
@@ -357,7 +358,7 @@ def test_prompts_of_other_parts_than_the_foundations_are_cured(models):
 
 
 def test_the_part_of_the_same_area_is_read():
-    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(SimpleNamespace))
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(SimpleNamespace))
     tape = Tape(plan, (0,), 1, FULL)
     whole, left, right = (0.0, 0.0, 1.0, 1.0), part("left")[1], part("right")[1]
     for ordinal, area in enumerate((whole, left, right)):
@@ -385,7 +386,7 @@ def test_a_tape_is_let_go_without_a_search_for_circles(models):
 
 
 def test_eight_bits_hold_small_numbers_too():
-    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(SimpleNamespace))
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(SimpleNamespace))
     for size in (1.0, 1e-6, 0.0):
         draw = torch.Generator().manual_seed(1)
         tape, x = Tape(plan, (0,), 1, HALF), torch.randn(1, 4, 8, generator=draw).mul(size).half()
@@ -397,7 +398,7 @@ def test_eight_bits_hold_small_numbers_too():
 
 def test_what_a_layer_says_first_is_kept():
     """A host asks twice in one evaluation for guidance by a perturbed answer."""
-    plan, whole = Plan(0, (2, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(SimpleNamespace)), (0.0, 0.0, 1.0, 1.0)
+    plan, whole = Plan(0, (2, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(SimpleNamespace)), (0.0, 0.0, 1.0, 1.0)
     tape, x = Tape(plan, (0,), 1, FULL), torch.randn(1, 4, 8)
     tape.write(0, View(0, (2, 2), whole), 0, (0,), x, x)
     size = tape.nbytes
@@ -441,7 +442,7 @@ def test_memory_that_cannot_be_pinned_is_taken_all_the_same(monkeypatch):
 
 def test_only_the_first_positive_prompts_words_are_heard(models):
     layers = layers_of(models["sd15"].unet)[0]
-    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(models["sd15"].unet))
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(models["sd15"].unet))
     site = min(layers.word_sites())
     level = next(layer.level for layer in layers.layers if layer.site == site)
     tokens = (8 >> level) ** 2
@@ -551,7 +552,7 @@ def test_an_unfitting_mask_is_refused(models, mask):
 
 
 def test_an_adaptive_sampler_is_refused():
-    plan = Plan(0, (1, 4, 8, 8), "dpm_adaptive", (1.0, 0.0), "", "", weak(SimpleNamespace))
+    plan = Plan(0, (1, 4, 8, 8), "dpm_adaptive", (1.0, 0.0), "", "", ref(SimpleNamespace))
     with pytest.raises(BadInput, match="chooses its own steps"):
         plan.refuse_adaptive()
 

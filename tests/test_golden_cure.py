@@ -3,6 +3,8 @@
 The same fixtures run in ComfyUI's own U-Net class in ``test_comfy_cure.py``.
 """
 
+from weakref import ref
+
 import pytest
 import torch
 from likeness.engine.diffusers_host import attention_run, layout_of
@@ -15,7 +17,7 @@ from likeness.face.adapters import Choices, Evidence
 from likeness.face.attention import Tokens, apply
 from likeness.face.cure import run as cure
 from likeness.face.cure.attention import cured, plain, select, shares
-from likeness.face.cure.tape import FULL, Plan, weak
+from likeness.face.cure.tape import FULL, Plan
 from likeness.tests.golden_data import fixture, unet
 
 P_UNCOND, F_UNCOND, P_COND, F_COND = range(4)
@@ -98,7 +100,7 @@ def cured_rows(gold, base, omega, applied=((), ())):
     """All four rows: the foundation's are recorded, the person's read the tape."""
     layers = layers_of(unet(base))[0]
     shape = (1, *gold.inputs["sample"].shape[1:])
-    plan = Plan(0, shape, "euler", (1.0, 0.0), "", "", weak(layers))
+    plan = Plan(0, shape, "euler", (1.0, 0.0), "", "", ref(layers))
     recording = cure.Recording(layers.choose("authors"), layers, FULL).begin(plan, float)
     foundation = answer(gold, base, [F_UNCOND, F_COND], recording, applied[0])
     mask = gold.inputs["mask"][:, 0].float()

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from likeness.face.cure import words
 from likeness.face.cure.judge import Verdict
 from likeness.face.cure.report import beside
 from likeness.face.cure.run import Curing
-from likeness.face.cure.tape import ANSWERS, NONE, Plan, Tape, weak
+from likeness.face.cure.tape import ANSWERS, NONE, Plan, Tape
 from likeness.face.errors import BadImage, BadInput
 from likeness.face.types import Faces, FaceScore
 from likeness.nodes import NODE_CLASS_MAPPINGS, loop
@@ -175,7 +176,7 @@ def test_a_batch_is_cured_each_in_its_own_mask(wires):
 
 def test_what_cannot_be_is_refused_before_anything_is_drawn(wires, monkeypatch):
     layers = hosts.host().self_layers(wires["model"])
-    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", weak(wires["model"].unet))
+    plan = Plan(0, (1, 4, 8, 8), "euler", (1.0, 0.0), "", "", ref(wires["model"].unet))
     once = Curing(Tape(plan, (), len(layers.layers)), layers, torch.ones(1, 8, 8), 0.5)
     twice = hosts.host().with_hook(wires["person_model"], once)
     runs = counted(monkeypatch)

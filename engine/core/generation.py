@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from ...face.errors import BadInput, MissingModel
-from ...nodes.host import host
+from ...nodes.host import Way, host
 from ..diffusion import load
 from ..diffusion.control import ControlNet
 from ..diffusion.model import Model
 from ..diffusion.preview import preview
-from ..diffusion.sample import Settings, Way, sample
-from ..diffusion.samplers import SAMPLERS, Sampler
+from ..diffusion.sample import Levels, Settings, sample
+from ..diffusion.samplers import SAMPLERS
 from ..diffusion.sampling import SCHEDULES
 from ..diffusion.tensors import resize
 from ..diffusion.text import CLIP
@@ -683,7 +683,12 @@ class CLIPVisionEncode:
 
 
 def _sampled(
-    model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, settings: Settings, way: Way = None
+    model: Model,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: Latent,
+    settings: Settings,
+    levels: Levels = None,
 ) -> Latent:
     """``sample`` under the host's progress bar, with previews."""
     bar: list[Any] = []
@@ -694,23 +699,14 @@ def _sampled(
         bar[0].update(1, preview(denoised, model.family))
 
     check: Callable[[], None] = host().check_interrupt
-    return sample(model, positive, negative, latent, settings, progress, check, way)
+    return sample(model, positive, negative, latent, settings, progress, check, levels)
 
 
-def solved(
-    model: Model,
-    positive: Conditioning,
-    negative: Conditioning,
-    latent: Latent,
-    cfg: float,
-    sigmas: torch.Tensor,
-    method: str | Sampler,
-    seed: int,
-) -> Latent:
-    """What a sampler, or a way of one's own, makes of a latent that is at the level of ``sigmas[0]`` already."""
-    name, own = (method, None) if isinstance(method, str) else ("euler", method)
-    settings = Settings(seed, len(sigmas) - 1, cfg, name, "normal", add_noise=False)
-    return _sampled(model, positive, negative, latent, settings, (sigmas, own))
+def solved(model: Model, positive: Conditioning, negative: Conditioning, latent: Latent, way: Way) -> Latent:
+    """What ``way`` makes of a latent that is at its beginning already."""
+    name, own = (way.method, None) if isinstance(way.method, str) else ("euler", way.method)
+    settings = Settings(way.seed, len(way.sigmas) - 1, way.cfg, name, "normal", add_noise=False)
+    return _sampled(model, positive, negative, latent, settings, (way.sigmas, own))
 
 
 class KSampler:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 
-from ...face.cure.tape import Plan, digest, weak
+from ...face.cure.tape import Plan, digest
 from ...face.errors import BadInput
 from .acting import attention, hooked
 from .guidance import Conditioning, Denoiser, entries, opposed
@@ -60,7 +61,7 @@ def noise(samples: Tensor, seed: int, batch_index: Sequence[int] | None = None) 
 
 
 Progress = Callable[[int, int, Tensor], None]
-Way = tuple[Tensor, Sampler | None] | None
+Levels = tuple[Tensor, Sampler | None] | None
 """Noise levels of one's own, and perhaps a way along them."""
 
 
@@ -81,16 +82,16 @@ def sample(
     settings: Settings,
     progress: Progress = _nobody,
     check: Callable[[], None] = _nothing,
-    way: Way = None,
+    levels: Levels = None,
 ) -> Latent:
     """A LATENT like ``latent`` with other samples, float32 on the CPU.
 
     ``progress(done, steps, denoised)`` is called after every step; ``check`` before every call of the U-Net, and may
-    raise; ``way`` takes the place of the settings' schedule and sampler. Raises BadInput before the first step for
+    raise; ``levels`` takes the place of the settings' schedule and sampler. Raises BadInput before the first step for
     what does not belong together.
     """
     samples = _checked(model, latent, settings)
-    sigmas, method = (_sigmas(model, settings), None) if way is None else way
+    sigmas, method = (_sigmas(model, settings), None) if levels is None else levels
     if len(sigmas) < 2:
         return {**latent, "samples": samples}
 
@@ -107,7 +108,7 @@ def sample(
         levels = tuple(map(float, sigmas))
         marks, mask = (digest(start), digest(clean)), latent.get("noise_mask")
         inpainted = "" if mask is None else digest(mask)
-        return Plan(settings.seed, tuple(samples.shape), settings.sampler, levels, *marks, weak(model.unet), inpainted)
+        return Plan(settings.seed, tuple(samples.shape), settings.sampler, levels, *marks, ref(model.unet), inpainted)
 
     with (
         running(model) as unet,

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -371,8 +370,3 @@ def predicted_bytes(
             tokens = max(int((shares(mask, height, width) > 0).sum(1).max()), 1)
         total += 2 * pictures * tokens * layers.layers[layer].width
     return total * each * count * conditionings
-
-
-def weak(base: Any) -> Any:
-    """A reference to a base network that does not keep it."""
-    return ref(base)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import uuid4
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from torch import Tensor
 from ...face.attention import Area
 from ...face.cure.layers import SelfLayers, self_layers
 from ...face.cure.run import Blending, Curing, Hook, Now, Recording, Run, Writing, chained
-from ...face.cure.tape import NONE, Plan, Tape, digest, weak
+from ...face.cure.tape import NONE, Plan, Tape, digest
 from ...face.errors import BadInput
+from ..host import Way
 from .patching import area_of, attention_function, frames, layout_of
 
 KEY = "likeness_cure"
@@ -90,6 +92,7 @@ class Session:
     areas: dict[Any, tuple[Area, tuple[int, int]]] = field(default_factory=dict)
     answers: int = 0
     """How many questions were answered before the eyes of the runs."""
+    again: _Again | None = None
 
     def __deepcopy__(self, memo: Any) -> Session:
         return self
@@ -183,7 +186,7 @@ def plan_of(
     marks = digest(noise), digest(latent)
     levels = tuple(map(float, sigmas))
     inpainted = "" if mask is None else digest(mask)
-    return Plan(seed, tuple(noise.shape), name + told, levels, *marks, weak(guider.model_patcher.model), inpainted)
+    return Plan(seed, tuple(noise.shape), name + told, levels, *marks, ref(guider.model_patcher.model), inpainted)
 
 
 def _around_sampling(
@@ -239,8 +242,10 @@ def _around_question(executor: Any, x: Tensor, timestep: Tensor, model_options: 
         session.sigma = float(timestep.max())
         acting = [entry for entry in session.guider.conds.get("positive") or () if _acts(entry, session.sigma)]
         session.ordinals = {entry["uuid"]: number for number, entry in enumerate(acting)}
+        if session.again is None:
+            session.again = _Again(session.guider, options["transformer_options"].get("sample_sigmas"))
         for run in session.runs:
-            run.evaluate(session.number, session.sigma, x, _Again(session, options, timestep))
+            run.evaluate(session.number, session.sigma, x, session.again)
     out = executor(x, timestep, options, seed)
     if session is not None:
         check_answered(session)
@@ -288,30 +293,41 @@ def _answered(told: dict[str, Any]) -> list[Any]:
 class _Again:
     """Asks the foundation model about a latent of its own run once more, its positive side alone."""
 
-    session: Session
-    options: Mapping[str, Any]
-    timestep: Tensor
+    guider: Any
+    sigmas: Any
+    """Of the whole sampling, as ComfyUI tells them to its model."""
+    _inner: Session | None = None
+    _conds: Any = None
+    _options: Any = None
 
     def __call__(self, tape: Tape, number: int, sigma: float, latent: Tensor) -> None:
-        import comfy.model_patcher
-        from comfy.sampler_helpers import convert_cond
-        from comfy.samplers import calc_cond_batch, process_conds
+        from comfy.samplers import calc_cond_batch
 
-        guider, (model, positive, _) = self.session.guider, tape.source
-        writing = Writing(tape, layers_of(model)[0])
-        hooks: tuple[Any, ...] = (_Wants(frozenset(tape.layers)),)
-        inner = Session(hooks, [writing], guider, number, sigma)
-        conds = {"positive": convert_cond(positive)}
-        conds = process_conds(guider.inner_model, latent, conds, latent.device, None, None, None)
-        acting = [entry for entry in conds["positive"] if _acts(entry, sigma)]
+        model, positive, _ = tape.source
+        inner = self._inner or self._prepare(model, positive, frozenset(tape.layers), latent)
+        inner.runs[:] = [Writing(tape, layers_of(model)[0])]
+        inner.number, inner.sigma = number, sigma
+        acting = [entry for entry in self._conds if _acts(entry, sigma)]
         inner.ordinals = {entry["uuid"]: place for place, entry in enumerate(acting)}
-        inner.areas = {e["uuid"]: area_of(e["area"], *latent.shape[-2:]) for e in acting if "area" in e}
-        patched = put(model, hooks[0])
-        options = comfy.model_patcher.create_model_options_clone(patched.model_options)
-        options["transformer_options"][SESSION] = inner
-        if "sample_sigmas" in self.options.get("transformer_options", {}):
-            options["transformer_options"]["sample_sigmas"] = self.options["transformer_options"]["sample_sigmas"]
-        calc_cond_batch(guider.inner_model, [conds["positive"]], latent, self.timestep, options)
+        timestep = latent.new_full((len(latent),), sigma)
+        calc_cond_batch(self.guider.inner_model, [self._conds], latent, timestep, self._options)
+        inner.runs.clear()
+
+    def _prepare(self, model: Any, positive: Any, layers: frozenset[int], latent: Tensor) -> Session:
+        """Once a sampling: the conditionings as ComfyUI wants them, and the model with an ear at the layers."""
+        from comfy.model_patcher import create_model_options_clone
+        from comfy.sampler_helpers import convert_cond
+        from comfy.samplers import process_conds
+
+        conds = {"positive": convert_cond(positive)}
+        conds = process_conds(self.guider.inner_model, latent, conds, latent.device, None, None, None)
+        self._conds = conds["positive"]
+        wants = _Wants(layers)
+        self._inner = inner = Session((wants,), [], self.guider)
+        inner.areas = {e["uuid"]: area_of(e["area"], *latent.shape[-2:]) for e in self._conds if "area" in e}
+        self._options = create_model_options_clone(put(model, wants).model_options)
+        self._options["transformer_options"] |= {SESSION: inner, "sample_sigmas": self.sigmas}
+        return inner
 
 
 def check_again(model: Any, foundation: Any, positive: Any) -> None:
@@ -340,13 +356,13 @@ class _Wants:
         raise BadInput("this hook belongs to no sampling of its own")
 
 
-def solve(
-    model: Any, positive: Any, negative: Any, latent: Any, cfg: float, sigmas: Tensor, method: Any, seed: int
-) -> Any:
+def solve(model: Any, positive: Any, negative: Any, latent: Any, way: Way) -> Any:
     """``NodeHost.solve`` by ComfyUI's own sampling, with its progress and previews."""
     import comfy.sample
     import comfy.samplers
     import latent_preview
+
+    method = way.method
 
     def along(
         denoiser: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
@@ -360,6 +376,7 @@ def solve(
             if callback is not None:
                 callback({"x": x, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
+        assert not isinstance(method, str)
         return method(denoise, x, sigmas, watch, None)
 
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
@@ -367,15 +384,15 @@ def solve(
     out = comfy.sample.sample_custom(
         model,
         torch.zeros_like(samples),
-        cfg,
+        way.cfg,
         sampler,
-        sigmas,
+        way.sigmas,
         positive,
         negative,
         samples,
         noise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        callback=latent_preview.prepare_callback(model, len(way.sigmas) - 1),
         disable_pbar=True,
-        seed=seed,
+        seed=way.seed,
     )
     return {**latent, "samples": out}

@@ -25,7 +25,7 @@ from ...face.cache import MODELS
 from ...face.cure.layers import SelfLayers
 from ...face.cure.run import Hook
 from ...face.host import ADAPTER_FOLDERS, Progress
-from ..host import Sampling, Solver
+from ..host import Control, Sampling, Way
 from ..saving import mark_of
 from . import curing, patching
 
@@ -221,21 +221,12 @@ class ComfyHost:
     def encoder(self, clip_vision: Any) -> Encoder:
         return patching.encoder(clip_vision)
 
-    def with_control(
-        self,
-        positive: Any,
-        negative: Any,
-        control_net: Any,
-        image: torch.Tensor,
-        strength: float,
-        start: float,
-        end: float,
-        vae: Any,
-        width: int,
-    ) -> tuple[Any, Any]:
-        patching.check_control(control_net, width)
-        node = import_module("nodes").ControlNetApplyAdvanced()
-        return node.apply_controlnet(positive, negative, control_net, image, strength, start, end, vae)
+    def with_control(self, positive: Any, negative: Any, control: Control, width: int) -> tuple[Any, Any]:
+        one, node = control, import_module("nodes").ControlNetApplyAdvanced()
+        patching.check_control(one.net, width)
+        return node.apply_controlnet(
+            positive, negative, one.net, one.image, one.strength, one.start, one.end, vae=one.vae
+        )
 
     def self_layers(self, model: Any) -> SelfLayers:
         return curing.layers_of(model)[0]
@@ -260,24 +251,10 @@ class ComfyHost:
         )
         return out
 
-    def steps(self, model: Any, sampling: Sampling) -> int:
+    def sigmas(self, model: Any, sampling: Sampling) -> torch.Tensor:
         kind, one = import_module("comfy.samplers").KSampler, sampling
         made = kind(model, one.steps, model.load_device, one.sampler, one.scheduler, one.denoise, model.model_options)
-        return max(len(made.sigmas) - 1, 0)
+        return made.sigmas.cpu()
 
-    def sigmas(self, model: Any, scheduler: str, steps: int) -> torch.Tensor:
-        samplers = import_module("comfy.samplers")
-        return samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-
-    def solve(
-        self,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent: Any,
-        cfg: float,
-        sigmas: torch.Tensor,
-        method: str | Solver,
-        seed: int,
-    ) -> Any:
-        return curing.solve(model, positive, negative, latent, cfg, sigmas, method, seed)
+    def solve(self, model: Any, positive: Any, negative: Any, latent: Any, way: Way) -> Any:
+        return curing.solve(model, positive, negative, latent, way)
