@@ -84,10 +84,25 @@ class Portraits:
     """(N, 32, 32): places in ``PARTS``."""
 
 
-def people(count: int, seed: int) -> Values:
-    """Somebody at random, ``count`` times."""
+def people(count: int, seed: int, strangers: bool | None = None) -> Values:
+    """Somebody at random, ``count`` times; ``strangers``: only, or none of, those whom ``kept_back`` tells."""
     draw = np.random.default_rng(seed)
-    return {name: draw.integers(0, len(values), count) for name, values in TRAITS.items()}
+    drawn = 2 * count + 8 if strangers is False else 64 * count + 512 if strangers else count
+    who = {name: draw.integers(0, len(values), drawn) for name, values in TRAITS.items()}
+    if strangers is None:
+        return who
+    wanted = np.flatnonzero(kept_back(who) == strangers)[:count]
+    return {name: values[wanted] for name, values in who.items()}
+
+
+def kept_back(who: Values) -> NDArray[np.bool_]:
+    """(N,): whether it is somebody on whom no recogniser and no adapter is ever trained: one person in 32."""
+    mixed = np.zeros(len(next(iter(who.values()))), np.uint64)
+    for name in TRAITS:
+        # Knuth's multiplicative hash, so that every trait counts in every bit.
+        mixed = (mixed * np.uint64(len(TRAITS[name])) + who[name].astype(np.uint64)) * np.uint64(2654435761)
+        mixed ^= mixed >> np.uint64(15)
+    return (mixed >> np.uint64(7)) % np.uint64(32) == 0
 
 
 def wishes(count: int, seed: int) -> Values:
