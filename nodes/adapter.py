@@ -153,7 +153,8 @@ def described(adapter: IdAdapter) -> str:
     lines = [f"{adapter.title}, for {adapter.base}, {adapter.nbytes / 2**20:.0f} MB"]
     if adapter.recogniser is not None:
         kind = "at length 1" if adapter.recogniser.unit else "as the network answers"
-        lines.append(f"vector: {adapter.recogniser.model} of {adapter.recogniser.pack}, {kind}")
+        pack = f" of {adapter.recogniser.pack}" if adapter.recogniser.pack else ""
+        lines.append(f"vector: {adapter.recogniser.model}{pack}, {kind}")
     if adapter.feature is not None:
         lines.append(f"pictures: {adapter.feature.encoder}, {adapter.feature.size} pixels, {adapter.feature.crop}")
     if adapter.low_rank or adapter.lora:

@@ -40,11 +40,18 @@ class Recogniser:
     model: str
     """Its file's stem, which is the name in a ``Contract``."""
     pack: str
-    """The InsightFace pack it is in."""
+    """The InsightFace pack it is in; empty for one that is no pack's but an embedder's by its own name."""
     unit: bool
     """Whether the adapter is given the vector at length 1, or as the network answers."""
     dimension: int
     """Read from the adapter's own weights."""
+
+    @classmethod
+    def of(cls, file: Checkpoint, model: str, pack: str, unit: bool, layer: str) -> Recogniser:
+        """The one that the file names as ``recogniser`` in its metadata, else the published ``model`` of ``pack``;
+        ``layer`` is the weight that takes the vectors. Raises BadModelFile where it is missing."""
+        own = file.metadata.get("recogniser", "")
+        return cls(own or model, "" if own else pack, unit, file.takes(layer))
 
     def require(self, contract: Contract, what: str) -> None:
         """Raise ContractMismatch unless vectors under ``contract`` are those that the adapter was trained on."""
@@ -55,9 +62,10 @@ class Recogniser:
                 f"{what} needs the vector of {self.model} as the network answers, but this identity holds only its "
                 "direction. Embed the identity again from pictures."
             )
+        whose = f", the recogniser of the pack {self.pack}" if self.pack else ""
         raise ContractMismatch(
-            f"{what} was trained on vectors of {self.model} ({self.dimension} numbers, the recogniser of the pack "
-            f"{self.pack}), but the identity was embedded with {contract}. Choose {self.pack} in Embed Identity."
+            f"{what} was trained on vectors of {self.model} ({self.dimension} numbers{whose}), but the identity was "
+            f"embedded with {contract}. Choose {self.pack or self.model} in Embed Identity."
         )
 
 

@@ -68,7 +68,7 @@ class _FaceID:
             keys=keys,
             values=values,
             low_rank=low_rank(file),
-            recogniser=Recogniser("w600k_r50", "buffalo_l", True, file.takes("image_proj.proj.0.weight")),
+            recogniser=Recogniser.of(file, "w600k_r50", "buffalo_l", True, "image_proj.proj.0.weight"),
         )
 
 

@@ -70,7 +70,7 @@ class _VectorResampler:
             project=VectorProjector(file.group("image_proj"), noisy=self.name == "instantid"),
             keys=keys,
             values=values,
-            recogniser=Recogniser(self.model, self.pack, False, file.takes("image_proj.proj_in.weight")),
+            recogniser=Recogniser.of(file, self.model, self.pack, False, "image_proj.proj_in.weight"),
             strength=self.strength,
         )
 
