@@ -7,6 +7,7 @@ number and the process, so a run that was cut off goes on from its last record a
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -88,7 +89,7 @@ def _work(rank: int, task: Task, folder: Path, processes: int, every: int, meeti
         optimizer.load_state_dict(state["optimizer"])
     began, losses = time.monotonic(), []
     for step in range(first, task.steps):
-        rate = task.rate * min(1.0, (step + 1) / task.warm_up) * 0.5 * (1 + np.cos(np.pi * step / task.steps))
+        rate = task.rate * min(1.0, (step + 1) / task.warm_up) * 0.5 * (1 + math.cos(math.pi * step / task.steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
         seed = seeded(task.seed, step, rank)
@@ -114,7 +115,7 @@ def _work(rank: int, task: Task, folder: Path, processes: int, every: int, meeti
         losses.append(float(loss.detach()))
         last = step + 1 == task.steps
         if rank == 0 and ((step + 1) % every == 0 or last):
-            line = {"step": step + 1, "loss": round(float(np.mean(losses)), 5), "rate": round(float(rate), 6)}
+            line = {"step": step + 1, "loss": round(float(np.mean(losses)), 5), "rate": round(rate, 6)}
             line["seconds"] = round(time.monotonic() - began, 1)
             with (folder / f"{task.name}.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
