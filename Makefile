@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Waiting threads that spin make torch many times slower on a machine that is also doing something else.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install install-dev demo photos test lint kernels bench workflows docs
+.PHONY: install install-dev demo photos test lint kernels bench lab lab-report workflows docs
 
 .venv/runtime: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,7 +23,7 @@ install: .venv/runtime
 install-dev: .venv/dev
 
 demo: .venv/runtime
-	$(BIN)/likeness models fetch default
+	$(BIN)/likeness models fetch default lab clip-vocabulary
 	$(BIN)/likeness demo
 
 # What the tests look at beyond the default models: other networks, and photographs that may not be committed.
@@ -47,6 +47,17 @@ kernels: .venv/dev
 
 bench: photos
 	$(BIN)/python -P bench/run.py
+
+# The lab's networks, from a seed, in about two hours on two cores. They come with the pack: nobody needs this.
+lab: .venv/runtime
+	$(BIN)/likeness models fetch clip-vocabulary
+	$(BIN)/python -P -m likeness.lab make
+
+# What adapters and the cure do in the lab: table, plots and sheets in docs/lab.
+lab-report: .venv/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab]'
+	$(BIN)/likeness models fetch lab clip-vocabulary
+	$(BIN)/python -P -m likeness.lab report
 
 # The README's tables and node_list.json are made from the registries.
 docs: .venv/runtime

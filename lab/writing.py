@@ -1,0 +1,219 @@
+"""What was measured as a table, plots and contact sheets, and the choice of the cure's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..face.errors import MissingPackage
+from ..face.host import StandaloneHost
+from . import nets
+from .fit import seeded
+from .report import (
+    MAIN,
+    STRENGTHS,
+    Measure,
+    Part,
+    Row,
+    cast,
+    draw_all,
+    gather,
+    one,
+    parts,
+    recovered,
+    reference,
+    selection,
+)
+from .sheet import sheet
+from .studio import Arm
+from .world import ATTRIBUTES, TRAITS, chances, draw, people, wishes
+
+WEIGHTS = Path(__file__).with_name("weights")
+COST = 0.05
+"""The most likeness that a cure's settings may cost, of what the adapter gives."""
+SETTINGS = Path(__file__).with_name("settings.json")
+
+
+def models() -> Path:
+    """Where ``likeness models fetch lab`` puts them."""
+    return StandaloneHost().models()
+
+
+def choose(work: Path, processes: int) -> None:
+    """Settings of each kind of cure: of those that cost at most ``COST`` of the likeness the most consistent; if none
+    does, the one that costs least. Writes ``settings.json``."""
+    part = selection()
+    draw_all([part], work / "report", models(), WEIGHTS, processes)
+    rows, found = gather(part, work / "report"), dict[str, Any]()
+    plain = asdict(Arm())
+    for adapter in MAIN:
+        kinds: dict[str, list[Arm]] = {"attention": [], "noise blending": [], "guidance": []}
+        for arm in part.arms:
+            if arm.adapter == adapter and arm.method:
+                kinds["guidance" if arm.gamma else arm.method].append(arm)
+        found[adapter] = {}
+        for kind, arms in kinds.items():
+            figures = {arm.name: (*recovered(rows, adapter, arm.name), arm) for arm in arms}
+            cheap = [f for f in figures.values() if f[1] <= COST]
+            best = max(cheap, key=lambda f: f[0]) if cheap else min(figures.values(), key=lambda f: f[1])
+            changed = {k: v for k, v in asdict(best[2]).items() if v != plain[k] and k not in ("adapter", "strength")}
+            found[adapter][kind] = changed
+    for adapter, kinds_ in found.items():
+        # The guidance comes after the cure that was chosen.
+        kinds_["guidance"] = {**kinds_["attention"], "gamma": kinds_["guidance"]["gamma"]}
+        found[adapter] = kinds_
+    SETTINGS.write_text(json.dumps(found, indent=1) + "\n")
+    print(table([rows[arm.name] for arm in part.arms if arm.name in rows]))
+
+
+def report(work: Path, out: Path, processes: int, quick: bool) -> None:
+    """Draw what is not on record, then write ``report.md``, ``report.json``, plots and sheets to ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    all_parts, folder = parts(quick), work / ("quick" if quick else "report")
+    draw_all(all_parts, folder, models(), WEIGHTS, processes)
+    rows = {part.name: gather(part, folder) for part in all_parts}
+    text = ["# The lab's report", "", judged(Measure(WEIGHTS), 400 if quick else 2000), ""]
+    for part in all_parts:
+        here = rows[part.name]
+        text += [f"## {part.name}", "", f"{part.people} people × {part.prompts} prompts.", "", table(list(here.values()))]
+        text += ["", *summary(here, part), ""]
+    (out / "report.md").write_text("\n".join(text))
+    (out / "report.json").write_text(
+        json.dumps({name: {n: asdict(row) for n, row in found.items()} for name, found in rows.items()}, indent=1)
+    )
+    contact(all_parts[0], folder).save(out / "sheet.png")
+    plots(rows, out)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    names = [name for name in ATTRIBUTES if any(name in row.by_attribute for row in rows)]
+    head = ["arm", "pictures", "likeness", "traits", "consistency", "with a place", *names, "diversity"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        low, high = interval([pair[1] for pair in row.by_person])
+        cells = [
+            row.arm,
+            str(row.pictures),
+            f"{row.likeness:.3f}",
+            f"{row.traits:.3f}",
+            f"{row.consistency:.3f} ({low:.3f}–{high:.3f})",
+            f"{row.placed:.3f}",
+            *(f"{row.by_attribute[name]:.2f}" if name in row.by_attribute else "" for name in names),
+            f"{row.diversity:.3f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(values: Sequence[float], times: int = 2000) -> tuple[float, float]:
+    """95 % of the mean, people drawn again with replacement (bootstrap)."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (times, len(values))).mean(1)
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def summary(rows: Mapping[str, Row], part: Part) -> list[str]:
+    """A sentence per cure: what it gives back and what it costs."""
+    lines: list[str] = []
+    for arm in part.arms:
+        plain = Arm(arm.adapter, MAIN.get(arm.adapter, 1.0)).name
+        if arm.method and arm.name in rows and plain in rows and "base" in rows:
+            back, cost = recovered(rows, arm.adapter, arm.name)
+            lines.append(f"- {arm.name}: gives back {back:.0%} of the lost consistency and costs {cost:.1%} likeness.")
+    return lines
+
+
+def judged(measure: Measure, count: int) -> str:
+    """The judges' own accuracy on renders, which no figure can be better than."""
+    who, what = people(count, seeded(303, 1), strangers=True), wishes(count, seeded(303, 2))
+    pixels = draw(who, what, chances(count, seeded(303, 3))).pixels
+    with torch.inference_mode():
+        read = measure.reads(pixels)
+        seen = nets.visible(what)
+        attributes = {name: float((read[name] == what[name]).mean()) for name in ATTRIBUTES}
+        traits = {name: float((read[name] == who[name])[seen[name]].mean()) for name in TRAITS}
+        vectors = measure.vectors(measure.likeness, pixels[:200], {n: v[:200] for n, v in who.items()})
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        galleries = np.stack([measure.gallery(one(who, n), seeded(303, 4, n)) for n in range(min(count, 200))])
+        cosines = unit @ galleries.T
+    same = float(np.diag(cosines).mean())
+    other = float(cosines[~np.eye(len(cosines), dtype=bool)].mean())
+    first = float((cosines.argmax(1) == np.arange(len(cosines))).mean())
+    told = ", ".join(f"{name} {value:.3f}" for name, value in attributes.items())
+    told_traits = ", ".join(f"{name} {value:.3f}" for name, value in traits.items())
+    return (
+        f"The judges on {count} fresh renders of people nobody was trained on. Attributes: {told}. Visible traits: "
+        f"{told_traits}. Judge of identity: cosine {same:.3f} to the person, {other:.3f} to others; the right one of "
+        f"{len(cosines)} first in {first:.1%}."
+    )
+
+
+def contact(part: Part, folder: Path, people_: int = 6) -> Any:
+    """People in rows: the reference, without the person, with each adapter, and cured."""
+    here = cast(part)
+    arms = [arm for arm in part.arms if arm.method in ("", "attention") and not arm.gamma]
+    rows: list[list[Any]] = []
+    captions: list[list[str]] = []
+    for number in range(min(people_, part.people)):
+        prompt_ = number % part.prompts
+        with np.load(folder / part.name / f"{number:03d}.npz") as stored:
+            record = json.loads((folder / part.name / f"{number:03d}.json").read_text())
+            rows.append([stored["reference"][0], *(stored[arm.name][prompt_] for arm in arms)])
+            lines = ["reference\n" + "\n".join(here.prompts[prompt_].split(", ")[1:])]
+            for arm in arms:
+                right = record[arm.name]["attributes"][prompt_]
+                missing = [name for name, good in right.items() if not good]
+                cosine = record[arm.name]["likeness"][prompt_]
+                lines.append(f"likeness {cosine:.2f}\n" + (f"no {', '.join(missing)}" if missing else "all there"))
+            captions.append(lines)
+    heads = ["who", *(arm.name.replace(", attention", " cured").split(",")[0] for arm in arms)]
+    return sheet(rows, captions, heads, scale=5)
+
+
+def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
+    """``tradeoff.png`` and ``attributes.png``. Raises MissingPackage without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingPackage(
+            f"the plots need matplotlib ({error}); install it with: pip install 'comfyui-likeness[lab]'"
+        ) from error
+    main = rows["main"]
+    figure, axes = pyplot.subplots(figsize=(7, 5))
+    axes.plot(main["base"].likeness, main["base"].consistency, "k*", markersize=12, label="base")
+    for colour, adapter in zip(("tab:blue", "tab:orange"), MAIN, strict=True):
+        sweep = [rows.get("strengths", {}).get(Arm(adapter, s).name) for s in STRENGTHS]
+        sweep = [row for row in sweep if row is not None]
+        axes.plot([r.likeness for r in sweep], [r.consistency for r in sweep], "o--", color=colour, alpha=0.5)
+        for name, row in main.items():
+            if name.startswith(adapter):
+                mark = "o" if name == Arm(adapter, MAIN[adapter]).name else "^" if "attention" in name else "s"
+                axes.plot(row.likeness, row.consistency, mark, color=colour, markersize=9, label=name)
+    axes.set_xlabel("likeness (cosine, judge of identity)")
+    axes.set_ylabel("prompt consistency")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(out / "tradeoff.png", dpi=110)
+    figure, axes = pyplot.subplots(figsize=(9, 4))
+    names = list(main["base"].by_attribute)
+    width = 0.8 / len(main)
+    for place, (name, row) in enumerate(main.items()):
+        values = [row.by_attribute.get(n, 0.0) for n in names]
+        axes.bar(np.arange(len(names)) + place * width, values, width, label=name)
+    axes.set_xticks(np.arange(len(names)) + 0.4, names)
+    axes.set_ylabel("prompt consistency")
+    axes.legend(fontsize=6, ncol=2)
+    figure.tight_layout()
+    figure.savefig(out / "attributes.png", dpi=110)
+
+
+
