@@ -19,12 +19,12 @@ LIMIT = 16_000_000
 """Bytes of all files together."""
 
 
-def export(work: Path, weights: Path) -> dict[str, int]:
+def export(work: Path, weights: Path, vocabulary: Path) -> dict[str, int]:
     """Write everything; sizes in bytes by file name. Raises ValueError beyond ``LIMIT``."""
     weights.mkdir(parents=True, exist_ok=True)
     trained = {name: torch.load(work / f"{name}.pt", weights_only=True) for name in ("base", "faceid", "instantid")}
     vae = autoencoder.assemble(torch.load(work / "autoencoder.pt", weights_only=True))
-    _write(weights / "base.safetensors", checkpoint(trained["base"], vae), metadata(nets.tokens(work)))
+    _write(weights / "base.safetensors", checkpoint(trained["base"], vae), metadata(nets.tokens(vocabulary)))
     about = {"recogniser": "lab", "for": "the lab's base model"}
     for name in ("faceid", "instantid"):
         kept = {n: t for n, t in trained[name].items() if n.startswith(("image_proj.", "ip_adapter."))}

@@ -7,6 +7,7 @@ likeness is measured with. All are plain chains of convolutions, so that they go
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..face.geometry import arcface_template, similarity
+from . import onnx_file
 from .fit import Task, fit, seeded
+from .text import words
 from .world import ATTRIBUTES, PARTS, SIDE, TRAITS, Values, chances, draw, people, wishes
 
 Tensor = torch.Tensor
@@ -58,7 +61,7 @@ def points(who: Values) -> NDArray[np.float32]:
 
 
 def visible(what: Values) -> dict[str, NDArray[np.bool_]]:
-    """By trait whether attributes leave it to be seen: sunglasses hide the eyes, a beard the jaw, hair the ears."""
+    """(N,) by trait: whether attributes leave it to be seen. Sunglasses hide the eyes, a beard the jaw, hair the ears."""
     style, glasses, beard = (what[n] for n in ("style", "glasses", "beard"))
     dark, full, hidden = glasses == 2, beard == 1, np.isin(style, (1, 2))
     shown = {trait: np.ones(len(style), bool) for trait in TRAITS}
@@ -67,7 +70,9 @@ def visible(what: Values) -> dict[str, NDArray[np.bool_]]:
     shown["jaw"] = ~full
     shown["ears"] = ~hidden
     shown["marks"] = ~full
+    # A moustache or beard begins right under the nose, and an open mouth is narrow whoever opens it.
     shown["nose"] = beard == 0
+    shown["lips"] = what["expression"] != ATTRIBUTES["expression"].index("surprised")
     return shown
 
 
@@ -109,7 +114,7 @@ class Judge(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(HEADS, self.body(x).split([len(v) for v in HEADS.values()], -1), strict=True))
+        return dict(zip(HEADS, self.body(x * 2 - 1).split([len(v) for v in HEADS.values()], -1), strict=True))
 
 
 class Parts(nn.Module):
@@ -124,6 +129,7 @@ class Parts(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x * 2 - 1
         return self.map(x), (self.point(x).unflatten(-1, (5, 2)) + 0.5) * SIDE * SCALE
 
 
@@ -142,19 +148,81 @@ class Recogniser(nn.Module):
         return self.body(x * 2 - 1)
 
 
+def _started(module: nn.Module) -> nn.Module:
+    """With weights that keep a signal's size from layer to layer (He et al. 2015, arXiv 1502.01852): without norms a
+    chain of torch's own, which are smaller, hardly begins to learn."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    return module
+
+
 BUILDS: dict[str, Callable[[], nn.Module]] = {
-    "judge": Judge,
-    "parts": Parts,
-    "recogniser": lambda: Recogniser(32),
-    "recogniser_judge": lambda: Recogniser(28),
+    "judge": lambda: _started(Judge()),
+    "parts": lambda: _started(Parts()),
+    "recogniser": lambda: _started(Recogniser(32)),
+    "recogniser_judge": lambda: _started(Recogniser(28)),
 }
 
 
 def load(folder: Path, name: str) -> Any:
-    """A trained network, ready to be asked: from ``name.pt`` of its training, or ``name.safetensors``."""
+    """A trained network, ready to be asked: of its training, ``name.pt``, or as it comes with the pack."""
+    file = folder / f"{name}.pt"
+    if not file.is_file():
+        return Shipped(folder / FILES[name], name)
     module = BUILDS[name]()
-    module.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+    module.load_state_dict(torch.load(file, weights_only=True))
     return module.requires_grad_(False).eval()
+
+
+FILES = {name: f"lab_{name}.onnx" for name in NAMES}
+
+
+class Shipped:
+    """An ONNX file that is asked like the network it was made of."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.name = name
+
+    def __call__(self, x: Tensor) -> Any:
+        answers = [torch.from_numpy(answer) for answer in self.session.run(None, {"image": (x * 2 - 1).numpy()})]
+        if self.name == "judge":
+            return dict(zip(HEADS, answers[0].split([len(v) for v in HEADS.values()], -1), strict=True))
+        return (answers[0], answers[1].unflatten(-1, (5, 2))) if self.name == "parts" else answers[0]
+
+
+def export(work: Path, weights: Path) -> None:
+    """The ONNX files of all networks."""
+    for name in NAMES:
+        module: Any = load(work, name)
+        about = {"likeness": f"lab {name}"}
+        if name == "parts":
+            # The points in pixels of 128: the last layer takes the scaling.
+            chain = nn.Sequential(*module.point)
+            last = nn.Linear(chain[-1].in_features, 10)
+            last.weight.data = chain[-1].weight * (SIDE * SCALE)
+            last.bias.data = (chain[-1].bias + 0.5) * (SIDE * SCALE)
+            chain[-1] = last
+            outputs = {"parts": (module.map, [len(PARTS), SIDE, SIDE]), "points": (chain, [10])}
+            onnx_file.write(weights / FILES[name], SIDE, outputs, {**about, "parts": json.dumps(PARTS)})
+        elif name == "judge":
+            heads = json.dumps({head: list(values) for head, values in HEADS.items()})
+            outputs = {"odds": (module.body, [sum(map(len, HEADS.values()))])}
+            onnx_file.write(weights / FILES[name], SIDE, outputs, {**about, "heads": heads})
+        else:
+            onnx_file.write(weights / FILES[name], CROP, {"vector": (module.body, [VECTOR])}, about)
+
+
+def tokens(vocabulary: Path) -> list[int]:
+    """CLIP's numbers of the small table's rows."""
+    table = words(vocabulary)
+    return [*table.ids, table.vocabulary.start, table.vocabulary.end]
 
 
 @dataclass
@@ -205,7 +273,7 @@ def _cross(odds: dict[str, Tensor], true: Values, what: Values) -> Tensor:
 
 
 TASKS = {
-    "judge": NetTask("judge", seed=11),
+    "judge": NetTask("judge", steps=2500, seed=11),
     "parts": NetTask("parts", steps=700, batch=64, seed=12),
     "recogniser": NetTask("recogniser", steps=1200, seed=13),
     "recogniser_judge": NetTask("recogniser_judge", steps=1200, seed=14),

@@ -73,7 +73,7 @@ def make(place: Place, only: str = "") -> None:
         sys.stderr.write(f"{stage.name}: passed, {record.read_text()}\n")
         if stage.name == only:
             return
-    sizes = export(place.work, Path(__file__).with_name("weights"))
+    sizes = export(place.work, Path(__file__).with_name("weights"), place.vocabulary)
     sys.stderr.write(f"weights: {sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files\n")
 
 

@@ -23,6 +23,7 @@ from ..face.cure.layers import AUTHORS
 from ..face.image import as_image
 from ..face.keypoints import draw as draw_points
 from ..face.types import Contract, Face, Faces, Identity, Person
+from ..face.vocabulary import CARD
 from ..nodes import host as nodes_host
 from ..nodes.adapter import ApplyIdentityAdapter, IdentityControlNet
 from ..nodes.cure import cured, foundation, guided
@@ -84,7 +85,7 @@ class Studio:
         nodes_host.use(self.host)
         device = self.host.device()
         self.model, self.clip, self.vae = load.checkpoint(
-            models / FILES["checkpoint"], device, [models / "likeness" / nets.VOCABULARY]
+            models / FILES["checkpoint"], device, [models / "likeness" / CARD.file]
         )
         self.adapters = {
             name: adapter_files.load(models / FILES[name], name) for name in ("faceid", "instantid")

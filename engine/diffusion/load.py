@@ -57,30 +57,32 @@ def checkpoint(path: Path, device: Device, vocabularies: Sequence[Path] = ()) ->
         return _folder(path, device, vocabularies)
     tensors = weights.read(path)
     text: dict[str, clip.TextTower] = {}
+    known = weights.said(path, "text")
     if encoder := nested(tensors, _TEXT_XL):
         text["l"] = _text(path, encoder, device, "l")
         text["g"] = _text(path, nested(tensors, _TEXT_XL_2), device, "g")
     elif encoder := nested(tensors, _TEXT):
-        text["l"] = _text(path, encoder, device, "l")
+        text["l"] = _text(path, encoder, device, "l", known)
     unet = nested(tensors, _UNET)
     if not unet:
         raise BadModelFile(
             f"{path.name} is no checkpoint: nothing in it is called {_UNET}… Its tensors are called {some(tensors)}. "
             "Load a U-Net alone with Load Diffusion Model, a LoRA with Load LoRA, a VAE with Load VAE."
         )
-    model = _model(path, unet, device, pooled=_pooled(text), sampling=_sampling(tensors, path.name))
+    known = weights.said(path, "unet")
+    model = _model(path, unet, device, known, pooled=_pooled(text), sampling=_sampling(tensors, path.name))
     _agree(model, text, path.name)
     autoencoder = nested(tensors, _VAE)
     return (
         model,
         CLIP(text, vocabularies) if text else None,
-        _vae(path, autoencoder, device) if autoencoder else None,
+        _vae(path, autoencoder, device, weights.said(path, "vae")) if autoencoder else None,
     )
 
 
 def diffusion_model(path: Path, device: Device, weight_type: str = "default", known: Config | None = None) -> Model:
     """A U-Net alone. ``weight_type`` rounds its weights as ComfyUI's option of that name does."""
-    tensors, said = _open(path)
+    tensors, said = _open(path, "unet")
     sampling = _sampling(tensors, path.name)
     tensors = nested(tensors, _UNET) or {n: t for n, t in tensors.items() if n not in _MARKS}
     return _model(path, tensors, device, {**said, **(known or {})}, weight_type=weight_type, sampling=sampling)
@@ -88,7 +90,7 @@ def diffusion_model(path: Path, device: Device, weight_type: str = "default", kn
 
 def vae(path: Path, device: Device) -> VAE:
     """A VAE alone, or that of a whole checkpoint."""
-    tensors, known = _open(path)
+    tensors, known = _open(path, "vae")
     return _vae(path, nested(tensors, _VAE) or tensors, device, known)
 
 
@@ -96,7 +98,7 @@ def text_encoders(paths: Sequence[Path], device: Device, vocabularies: Sequence[
     """One file of CLIP-L for SD1.5; CLIP-L and CLIP-G, in either order, for SDXL."""
     found: dict[str, clip.TextTower] = {}
     for path in paths:
-        tensors, known = _open(path)
+        tensors, known = _open(path, "text")
         # CLIP-G is the one of open_clip's layout or with a projection and more layers than CLIP-L's twelve.
         large = (
             "transformer.resblocks.0.ln_1.weight" in tensors or "text_model.encoder.layers.30.mlp.fc1.weight" in tensors
@@ -113,7 +115,7 @@ def text_encoders(paths: Sequence[Path], device: Device, vocabularies: Sequence[
 
 def controlnet(path: Path, device: Device) -> ControlNet:
     """A ControlNet with ldm's or diffusers' names."""
-    tensors, known = _open(path)
+    tensors, known = _open(path, "controlnet")
     tensors = nested(tensors, _CONTROL) or tensors
     if "lora_controlnet" in tensors:
         raise BadModelFile(f"{path.name} is a control LoRA; load the whole ControlNet that it was made from")
@@ -130,7 +132,7 @@ def controlnet(path: Path, device: Device) -> ControlNet:
 
 def clip_vision(path: Path, device: Device) -> CLIPVision:
     """A CLIP image encoder with transformers' or open_clip's names."""
-    tensors, known = _open(path)
+    tensors, known = _open(path, "vision")
     tensors = clip.vision_tensors(tensors)
 
     def load() -> clip.VisionTower:
@@ -243,11 +245,12 @@ def _agree(model: Model, text: Mapping[str, clip.TextTower], name: str) -> None:
         )
 
 
-def _open(path: Path) -> tuple[Tensors, Config]:
-    """Tensors and configuration of a folder, or of a file, if it is called as in such a folder."""
+def _open(path: Path, part: str) -> tuple[Tensors, Config]:
+    """Tensors and configuration of a folder, or of a file, if it is called as in such a folder or brings its own."""
     if path.is_dir():
         return _folder_weights(path), _json(path / "config.json")
-    return weights.read(path), _json(path.with_name("config.json")) if path.stem in _IN_FOLDERS else {}
+    beside = _json(path.with_name("config.json")) if path.stem in _IN_FOLDERS else {}
+    return weights.read(path), {**beside, **weights.said(path, part)}
 
 
 def _folder(path: Path, device: Device, vocabularies: Sequence[Path]) -> tuple[Model, CLIP | None, VAE | None]:

@@ -23,10 +23,17 @@ _FACTORS: dict[str, tuple[list[list[float]], list[float]]] = {
 
 
 def preview(denoised: Tensor, family: str) -> Any:
-    """The first latent of (B, 4, h, w), as the model sees it, as a PIL picture of h × w pixels."""
+    """The first latent of (B, C, h, w), as the model sees it, as a PIL picture of h × w pixels.
+
+    Of other than the published four channels each third is taken for a colour, as where pixels are folded into them.
+    """
     from PIL import Image
 
     factors, bias = (torch.tensor(numbers) for numbers in _FACTORS[family])
-    colours = denoised[0].float().cpu().movedim(0, -1) @ factors + bias
+    latent = denoised[0].float().cpu()
+    if len(latent) == len(factors):
+        colours = latent.movedim(0, -1) @ factors + bias
+    else:
+        colours = torch.stack([third.mean(0) for third in latent.tensor_split(3)], -1).nan_to_num()
     pixels = ((colours + 1) / 2).nan_to_num().clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -42,6 +43,26 @@ def _safetensors(path: Path) -> Tensors:
             f"{path.name} ({_size(path)} bytes) is not a whole safetensors file ({error}). It is cut off or something "
             "else: get it again and compare its size with the publisher's."
         ) from error
+
+
+def said(path: Path, part: str) -> dict[str, Any]:
+    """What a safetensors file tells of a network in it that shapes cannot tell: ``config`` in its metadata is JSON,
+    {``unet`` | ``vae`` | ``text`` | ``controlnet``: configuration in the names of diffusers, ``text`` in those of
+    transformers}. Empty where it tells nothing. Raises BadModelFile for what cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() not in SAFE:
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get("config", "{}"))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadModelFile(f"{path.name}: the configuration in its metadata cannot be read ({error})") from error
+    known = told.get(part, {}) if isinstance(told, dict) else None
+    if not isinstance(known, dict):
+        raise BadModelFile(f"{path.name}: the configuration in its metadata should be a dictionary for {part}")
+    return known
 
 
 def _pickled(path: Path) -> Tensors:
