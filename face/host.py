@@ -28,7 +28,7 @@ class Host(Protocol):
 
         Kinds: ``likeness`` (catalogue models), ``insightface`` (model packs), ``identities``
         (saved identities), ``adapters`` (identity adapters), ``clip_vision`` (image encoders),
-        ``input``, ``output``, ``temp``. They need not exist.
+        ``checkpoints``, ``controlnet``, ``input``, ``output``, ``temp``. They need not exist.
         """
         ...
 
@@ -84,6 +84,8 @@ class StandaloneHost:
             "identities": [models / "likeness" / "identities", models / "reactor" / "faces"],
             "adapters": [models / "likeness" / "adapters", *(models / name for name in ADAPTER_FOLDERS)],
             "clip_vision": [models / "clip_vision"],
+            "checkpoints": [models / "checkpoints"],
+            "controlnet": [models / "controlnet"],
             "input": [work / "input"],
             "output": [work / "out"],
             "temp": [work / "out" / "temp"],

@@ -24,12 +24,16 @@ from .errors import BadInput, BadModelFile, MissingModel
 from .host import ROOT, Host
 from .onnx_file import signature
 
-Kind = Literal["detector", "embedder", "landmarker", "attributes", "expression", "text"]
+Kind = Literal[
+    "detector", "embedder", "landmarker", "attributes", "expression", "text", "checkpoint", "adapter", "controlnet"
+]
 State = Literal["installed", "unverified", "damaged", "missing"]
 
 DISTRIBUTION = "comfyui-likeness"
-_STAGES = ("detect", "landmarks", "embed", "attributes", "cure.judge", "vocabulary")
-_KINDS: tuple[Kind, ...] = ("detector", "landmarker", "embedder", "attributes", "expression", "text")
+_STAGES = ("detect", "landmarks", "embed", "attributes", "cure.judge", "vocabulary", "lab")
+_KINDS: tuple[Kind, ...] = (
+    "detector", "landmarker", "embedder", "attributes", "expression", "text", "checkpoint", "adapter", "controlnet"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,19 @@ class UrlSource:
         return self.url
 
 
-Source = PackageSource | UrlSource
+@dataclass(frozen=True)
+class ShippedSource:
+    """A file that comes with the pack."""
+
+    member: str
+    """Path inside the pack."""
+    sha256: str
+
+    def __str__(self) -> str:
+        return "this pack"
+
+
+Source = PackageSource | UrlSource | ShippedSource
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ class ModelCard:
     name: str
     kind: Kind
     file: str
-    """Its name in the ``likeness`` folder."""
+    """Its name in the folder."""
     licence: str
     """Of the weights, as an SPDX expression where there is one."""
     commercial: bool | None
@@ -94,6 +110,8 @@ class ModelCard:
     known where its receipt got lost, as when it is copied to another machine."""
     default: bool = False
     """Whether it belongs to the set that the pack works with out of the box."""
+    folder: str = "likeness"
+    """Which of a host's ``folders`` it belongs into."""
     group: str = ""
     """The name under which files that only work together are fetched."""
     note: str = ""
@@ -155,7 +173,7 @@ class Catalogue:
                     name = f"{__package__}.{stage}"
                     if not _exists(name):
                         continue
-                    # The vocabulary is a single file.
+                    # The vocabulary and the lab are single files.
                     for module in pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", ())):
                         if not module.name.startswith("_"):
                             importlib.import_module(f"{name}.{module.name}")
@@ -176,7 +194,7 @@ catalogue = Catalogue()
 
 def find(card: ModelCard, host: Host) -> Path:
     """Where the card's file lies. Raises MissingModel, which names the folders and the command that fetches it."""
-    folders = host.folders("likeness")
+    folders = host.folders(card.folder)
     for folder in folders:
         if (folder / card.file).is_file():
             return folder / card.file

@@ -104,6 +104,11 @@ class OnnxModel:
                     f"than it is used as: fetch or copy it again. onnxruntime says: {error}"
                 ) from error
 
+    def metadata(self) -> dict[str, str]:
+        """What its maker wrote into the file."""
+        with self._lease() as session:
+            return dict(session.get_modelmeta().custom_metadata_map)
+
     def providers(self) -> list[str]:
         """Where it really runs, the first being the main one."""
         with self._lease() as session:

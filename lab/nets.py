@@ -99,8 +99,8 @@ def crops(pixels: Pixels, places: NDArray[Any]) -> Tensor:
     return F.grid_sample(large, grid, align_corners=False)
 
 
-def _conv(wide: int, out: int, stride: int = 1, size: int = 3) -> list[nn.Module]:
-    return [nn.Conv2d(wide, out, size, stride, size // 2), nn.ReLU()]
+def _conv(wide: int, out: int, stride: int = 1, size: int = 3, apart: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(wide, out, size, stride, size // 2 * apart, apart), nn.ReLU()]
 
 
 class Judge(nn.Module):
@@ -122,7 +122,11 @@ class Parts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.map = nn.Sequential(*_conv(3, 32), *_conv(32, 32, size=5), *_conv(32, 32, size=5), nn.Conv2d(32, len(PARTS), 1))
+        # What a dark pixel is, hair, beard or frame, shows only from far around.
+        self.map = nn.Sequential(
+            *_conv(3, 32), *_conv(32, 40, apart=2), *_conv(40, 40, apart=4), *_conv(40, 40, apart=8),
+            *_conv(40, 40), nn.Conv2d(40, len(PARTS), 1),
+        )  # fmt: skip
         self.point = nn.Sequential(
             *_conv(3, 24), *_conv(24, 32, 2), *_conv(32, 32), *_conv(32, 24, 2), nn.Flatten(), nn.Linear(24 * 64, 48),
             nn.ReLU(), nn.Linear(48, 10),
@@ -274,7 +278,7 @@ def _cross(odds: dict[str, Tensor], true: Values, what: Values) -> Tensor:
 
 TASKS = {
     "judge": NetTask("judge", steps=2500, seed=11),
-    "parts": NetTask("parts", steps=700, batch=64, seed=12),
+    "parts": NetTask("parts", steps=1500, batch=64, seed=12),
     "recogniser": NetTask("recogniser", steps=1200, seed=13),
     "recogniser_judge": NetTask("recogniser_judge", steps=1200, seed=14),
 }

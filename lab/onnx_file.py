@@ -41,7 +41,8 @@ def write(
                     nodes.append(helper.make_node("Gemm", inputs, [here], transB=1))
                 else:
                     pad = [int(p) for p in layer.padding] * 2
-                    nodes.append(helper.make_node("Conv", inputs, [here], strides=list(layer.stride), pads=pad))
+                    how = {"strides": list(layer.stride), "dilations": list(layer.dilation), "pads": pad}
+                    nodes.append(helper.make_node("Conv", inputs, [here], **how))
             elif isinstance(layer, nn.ReLU):
                 nodes.append(helper.make_node("Relu", [last], [here]))
             elif isinstance(layer, nn.Flatten):

@@ -18,6 +18,7 @@ from ..face.cure.masks import Masked
 from ..face.cure.words import Attribute
 from ..face.errors import MissingModel
 from ..face.image import as_image, check_faces
+from ..face.lab import of_the_lab
 from ..face.masks import FURTHEST
 from ..face.types import Faces
 from .form import CATEGORY, FACES, TAPE, as_json, choice, integer, number, socket, switch, text
@@ -189,7 +190,7 @@ def places(
         empty, count = torch.zeros(len(wanted), *image.shape[:3]), len(wanted)
         found = Masked(tuple(wanted), empty, ("",) * count, ("your mask stands for all of them",) * count)
     else:
-        faces, notes = _faces(image, faces, needed=bool(wanted) and source != masking.CROSS_ATTENTION)
+        faces, notes = _faces(image, faces, needed=_needed(wanted, source, parser))
         maps = getattr(tape, "maps", None)
         if maps is not None and clip is None:
             notes.append("the tape's attention is not used: connect the CLIP, which tells the words apart")
@@ -208,6 +209,11 @@ def places(
     found, extra = (found, None) if mask is None else masking.with_given(found, mask)
     whole = found.union() if extra is None else found.union().maximum(extra)
     return Placed(found, extra, (*_told(found, bool(whole.any()), listed), *notes))
+
+
+def _needed(wanted: Sequence[Attribute], source: str, parser: str) -> bool:
+    """Whether faces help to find the attributes."""
+    return bool(wanted) and source != masking.CROSS_ATTENTION and not of_the_lab(parser)
 
 
 def _faces(image: Tensor, faces: Faces | None, needed: bool) -> tuple[Faces | None, list[str]]:

@@ -15,6 +15,7 @@ from ..face.analyse import Look
 from ..face.combine import METHODS
 from ..face.errors import BadIdentityFile
 from ..face.image import as_image
+from ..face.lab import of_the_lab
 from ..face.types import Faces, Identity, normalised
 from .faces import as_records, described
 from .form import CATEGORY, FACES, IDENTITY, as_json, choice, number, socket, switch, text
@@ -100,9 +101,12 @@ class EmbedIdentity:
     def run(self, image: Tensor, embedder: str, combine: str, name: str, faces: Faces | None = None) -> dict[str, Any]:
         image, here = as_image(image), host()
         if faces is None:
-            faces = analysing.largest(analysing.analyse(image, Look(), host=here))
+            look = Look(embedder=embedder) if of_the_lab(embedder) else Look()
+            faces = analysing.largest(analysing.analyse(image, look, host=here))
             analysing.require_faces(faces, "an identity needs a face in every picture")
-        faces = analysing.with_mesh(image, embed.embed(image, faces, embedder, host=here), host=here)
+        faces = embed.embed(image, faces, embedder, host=here)
+        if not of_the_lab(embedder):
+            faces = analysing.with_mesh(image, faces, host=here)
         contract = embed.contract(embedder, here)
         identity = identities.identify(image, faces, contract=contract, name=name.strip() or "person", combine=combine)
         details = summary(identity) + agreement(faces, identity)

@@ -22,6 +22,7 @@ from .. import masks as mesh_masks
 from ..errors import BadImage, BadInput
 from ..host import STANDALONE, Host
 from ..image import as_image, check_faces, from_uint8
+from ..lab import of_the_lab
 from ..overlay import HALO, PALETTE, Colour, _font
 from ..types import Faces
 from .words import Attribute
@@ -193,7 +194,7 @@ class _Looking:
 
     def __init__(self, image: Tensor, faces: Faces | None, parser: str, maps: Tensor | None, host: Host) -> None:
         self.image, self.faces, self.maps, self.host = image, faces, maps, host
-        networks = [name for name in parse.choices(host) if name not in (parse.AUTO, parse.MESH)]
+        networks = parse.automatic(host)
         self.network = (networks[0] if networks else "") if parser == AUTO else "" if parser == MESH else parser
         self._parsed: list[list[tuple[Tensor, np.ndarray[Any, Any] | None]]] | None = None
 
@@ -210,14 +211,17 @@ class _Looking:
         return None, "", "; ".join(reasons)
 
     def _by_parser(self, attribute: Attribute, _: tuple[int, ...]) -> Tensor | str:
-        if not attribute.labels:
+        labels = attribute.labels
+        if of_the_lab(self.network) and attribute.kind == parse.BEARD:
+            labels = (parse.BEARD,)
+        if not labels:
             return f"a face parser has no label for “{attribute.text}”"
         if not self.network:
             return "no face parser is there (bisenet*.onnx or segface*.onnx in the likeness folder)"
         result = torch.zeros(self.image.shape[:3])
         for picture, parsed in zip(result, self._labels(), strict=True):
-            for labels, matrix in parsed:
-                _lay(picture, parse.where(labels, attribute.labels), matrix)
+            for seen, matrix in parsed:
+                _lay(picture, parse.where(seen, labels), matrix)
         return result
 
     def _by_mesh(self, attribute: Attribute, _: tuple[int, ...]) -> Tensor | str:
@@ -245,7 +249,8 @@ class _Looking:
             self._parsed = []
             for n, picture in enumerate(self.image):
                 faces = self.faces.at([n]) if self.faces is not None else None
-                if faces is None or not faces.count:
+                # The lab's sees whole pictures, as they were drawn.
+                if faces is None or not faces.count or of_the_lab(self.network):
                     labels = parse.parse(picture, None, self.network, host=self.host)
                     self._parsed.append([(labels, None)])
                     continue

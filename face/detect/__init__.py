@@ -18,6 +18,7 @@ from ..errors import BadInput
 from ..geometry import quarter_turns
 from ..host import STANDALONE, Host
 from ..image import as_image
+from ..lab import of_the_lab
 from ..packs import explain
 from ..registry import Registry
 from ..types import Array, Face, Faces
@@ -67,9 +68,11 @@ detectors: Registry[Detector] = Registry("detector", __name__, __path__)
 
 
 def choices(host: Host = STANDALONE) -> list[str]:
-    """Names for a combo box: the catalogue's detectors, those whose file the user brought, the model packs found."""
+    """Names for a combo box: the catalogue's detectors, those whose file the user brought, the model packs found, the
+    lab's."""
     order = ["yunet", *(name for name in detectors.names() if name != "yunet")]
-    return list(dict.fromkeys(name for entry in order for name in detectors[entry].names(host)))
+    names = dict.fromkeys(name for entry in order for name in detectors[entry].names(host))
+    return sorted(names, key=of_the_lab)
 
 
 def network(detector: str, host: Host = STANDALONE) -> Network:

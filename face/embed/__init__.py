@@ -21,6 +21,7 @@ from ..errors import BadInput, BadModelFile, MissingModel
 from ..geometry import arcface_template, similarity, warp
 from ..host import STANDALONE, Host
 from ..image import as_image, check_faces
+from ..lab import of_the_lab
 from ..models import ModelCard, find, weights_digest
 from ..packs import explain
 from ..registry import Registry
@@ -185,9 +186,10 @@ embedders: Registry[Embedder] = Registry("embedder", __name__, __path__)
 
 
 def choices(host: Host = STANDALONE) -> list[str]:
-    """Names for a combo box: the catalogue's embedders, the user's files, the model packs with a recogniser."""
+    """Names for a combo box: the catalogue's embedders, the user's files, the model packs with a recogniser, the lab's."""
     order = ["sface", *(name for name in embedders.names() if name != "sface")]
-    return list(dict.fromkeys(name for entry in order for name in embedders[entry].names(host)))
+    names = dict.fromkeys(name for entry in order for name in embedders[entry].names(host))
+    return sorted(names, key=of_the_lab)
 
 
 def network(embedder: str, host: Host = STANDALONE) -> Network:

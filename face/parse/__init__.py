@@ -15,15 +15,19 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..host import STANDALONE, Host
+from ..lab import of_the_lab
 from ..registry import Registry
 from ..types import Face
 
 LABELS = (
     "background", "skin", "left brow", "right brow", "left eye", "right eye", "glasses", "left ear", "right ear",
-    "earring", "nose", "mouth", "upper lip", "lower lip", "neck", "necklace", "cloth", "hair", "hat",
+    "earring", "nose", "mouth", "upper lip", "lower lip", "neck", "necklace", "cloth", "hair", "hat", "beard",
 )  # fmt: skip
 """The classes of CelebAMask-HQ (Lee et al. 2020, arXiv 1907.11922) in the order of face-parsing.PyTorch. ``mouth`` is
-what shows between the lips. Which side is left depends on the network: they were trained on mixed data."""
+what shows between the lips. Which side is left depends on the network: they were trained on mixed data. The last,
+``beard``, is the lab's alone."""
+CELEBA = LABELS[:-1]
+BEARD = LABELS[-1]
 
 MESH = "mesh"
 AUTO = "auto"
@@ -45,9 +49,14 @@ parsers: Registry[Parser] = Registry("face parser", __name__, __path__)
 
 
 def choices(host: Host = STANDALONE) -> list[str]:
-    """Names for a combo box: networks whose files are there, then the mesh, which needs none."""
+    """Names for a combo box: networks whose files are there, then the mesh, which needs none, and the lab's."""
     found = [name for entry in parsers for name in entry.names(host)]
-    return [AUTO, *sorted(found, key=lambda name: name == MESH)]
+    return [AUTO, *sorted(found, key=lambda name: 2 if of_the_lab(name) else name == MESH)]
+
+
+def automatic(host: Host = STANDALONE) -> list[str]:
+    """Those that ``auto`` means."""
+    return [name for name in choices(host) if name not in (AUTO, MESH) and not of_the_lab(name)]
 
 
 def parse(picture: Tensor, face: Face | None, parser: str = AUTO, *, host: Host = STANDALONE) -> Tensor:

@@ -18,7 +18,7 @@ from ..errors import BadModelFile
 from ..host import Host
 from ..session import OnnxModel
 from ..types import Face
-from . import LABELS, parsers
+from . import CELEBA, LABELS, parsers
 
 SIDE = 512
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,5 +60,5 @@ class _Network:
         return F.interpolate(small, (height, width), mode="nearest")[0, 0].long()
 
 
-parsers.add("bisenet", _Network(("bisenet", "face_parsing", "face-parsing"), LABELS))
+parsers.add("bisenet", _Network(("bisenet", "face_parsing", "face-parsing"), CELEBA))
 parsers.add("segface", _Network(("segface",), SEGFACE))

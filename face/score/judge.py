@@ -14,6 +14,7 @@ import numpy as np
 from .. import embed as _embed
 from ..errors import BadInput
 from ..host import STANDALONE, Host
+from ..lab import of_the_lab
 from ..types import Contract, Faces, Identity, Person, normalised
 
 AUTO = "auto"
@@ -52,7 +53,9 @@ def choose(identity: Identity, drivers: Collection[Contract] = (), *, host: Host
     Another network than the identity's needs pictures of everybody in it (``Person.references``). Second comes a
     network that did not drive the edit, last the identity's own. Raises BadInput if none can judge.
     """
-    names = _embed.installed(host)
+    # Those who know the lab's drawn people know nobody else, and the others none of them.
+    drawn = of_the_lab(identity.contract.model)
+    names = {name: c for name, c in _embed.installed(host).items() if of_the_lab(name) == drawn}
     pictured = bool(identity.people) and all(person.references for person in identity.people)
     usable = {name: c for name, c in names.items() if pictured or c == identity.contract}
     if not usable:

@@ -144,7 +144,7 @@ class ComfyHost:
             found = [models / "likeness" / "adapters"]
             for name in ADAPTER_FOLDERS:
                 found += [*_named(name), models / name]
-        elif kind == "clip_vision":
+        elif kind in ("clip_vision", "checkpoints", "controlnet"):
             found = _named(kind)
         else:
             directories = {

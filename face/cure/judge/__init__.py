@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ...host import STANDALONE, Host
 from ...image import as_image, check_faces
+from ...lab import NAME, of_the_lab
 from ...registry import Registry
 from ...types import Face, Faces
 from ..words import OTHER, Attribute
@@ -129,8 +130,10 @@ def _there(host: Host) -> list[tuple[str, Judge]]:
 
 
 def choices(host: Host = STANDALONE) -> list[str]:
-    """Names for a combo box: everybody, then the judges that are there, in the order in which they are asked."""
-    return [AUTO, *dict.fromkeys(name for name, _ in _there(host))]
+    """Names for a combo box: everybody, then the judges that are there, in the order in which they are asked; the lab's
+    last, who is never asked but by name."""
+    names = dict.fromkeys(name for name, _ in _there(host))
+    return [AUTO, *sorted(names, key=of_the_lab)]
 
 
 def judge_all(
@@ -161,7 +164,8 @@ def judge_all(
     if faces is None:
         from ...analyse import Look, analyse
 
-        faces = analyse(image, Look(), host=host)
+        drawn = all(of_the_lab(name) for name, _ in asked) and bool(asked)
+        faces = analyse(image, Look(NAME, landmarker="none") if drawn else Look(), host=host)
     rows: list[tuple[Verdict, ...]] = []
     for picture, found in zip(image, faces, strict=True):
         evidence = Evidence(similarity)
@@ -197,7 +201,7 @@ def _chosen(wanted: str | Sequence[str], host: Host) -> list[tuple[str, Judge]]:
     there = _there(host)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     if AUTO in names:
-        return there
+        return [(name, entry) for name, entry in there if not of_the_lab(name)]
     known = {name for name, _ in there}
     if wrong := [name for name in names if name not in known]:
         raise BadInput(

@@ -1,0 +1,86 @@
+"""The lab's files in the catalogue: a small world of drawn people that comes with the pack (``lab/README.md``).
+
+Its networks know nothing but that world. They are never chosen by themselves: not by ``auto``, and not for photographs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import BadInput
+from .models import Kind, ModelCard, ShippedSource, catalogue
+
+NAME, JUDGE = "lab", "lab-judge"
+"""Its two recognisers: the one that adapters are given vectors of, and one that took no part."""
+OWN = frozenset({NAME, JUDGE})
+SIDE = 32
+"""Pixels of a portrait's side, as it was drawn."""
+
+
+def of_the_lab(name: str) -> bool:
+    """Whether it is one of the lab's networks."""
+    return name in OWN
+
+
+def portrait(picture: Tensor) -> Tensor:
+    """(1, 3, 32, 32): a picture (H, W, 3) of the lab as it was drawn. Raises BadInput unless it is a square."""
+    height, width = picture.shape[:2]
+    if height != width or height < SIDE:
+        raise BadInput(
+            f"the lab's networks look at the lab's pictures: squares of {SIDE} pixels or more, 128 as they are drawn; "
+            f"got {width}×{height}. For photographs choose another."
+        )
+    return F.interpolate(picture[..., :3].permute(2, 0, 1)[None].float(), (SIDE, SIDE), mode="area")
+
+
+def label_map(parts: Tensor, height: int, width: int) -> Tensor:
+    """Whole numbers (32, 32) at a picture's size."""
+    return F.interpolate(parts[None, None].float(), (height, width), mode="nearest")[0, 0].to(torch.int64)
+
+
+FILES: dict[str, tuple[int, str]] = {}
+"""By name in ``lab/weights`` the size in bytes once installed, and the sha256 of what comes with the pack."""
+
+_ABOUT = "Of the lab's drawn people, nobody else"
+
+
+def _card(name: str, kind: Kind, member: str, about: str, **more: str) -> ModelCard:
+    size, sha256 = FILES.get(member, (0, ""))
+    return catalogue.add(
+        ModelCard(
+            name=name,
+            kind=kind,
+            file=more.pop("file", member),
+            licence="MIT",
+            commercial=True,
+            size=size,
+            about=f"{about}. {_ABOUT}.",
+            source=ShippedSource(f"lab/weights/{member}", sha256),
+            group="lab",
+            **more,
+        )
+    )
+
+
+PARTS = _card("lab-parts", "detector", "lab_parts.onnx", "14 parts and five points")
+RECOGNISER = _card(NAME, "embedder", "lab_recogniser.onnx", "128 numbers a face, for the lab's adapters")
+JUDGE_RECOGNISER = _card(JUDGE, "embedder", "lab_recogniser_judge.onnx", "128 numbers a face, to judge with")
+ATTRIBUTES = _card("lab-attributes", "attributes", "lab_judge.onnx", "Nine attributes and eleven traits")
+CHECKPOINT = _card(
+    "lab-model", "checkpoint", "base.safetensors", "A checkpoint of SD1.5's layout in small: 12 channels, 128 pixels",
+    file="lab.safetensors", folder="checkpoints", convert="tokens",
+)  # fmt: skip
+FACEID = _card(
+    "lab-faceid", "adapter", "faceid.safetensors", "IP-Adapter FaceID's layout", file="lab_faceid.safetensors",
+    folder="adapters",
+)  # fmt: skip
+INSTANTID = _card(
+    "lab-instantid", "adapter", "instantid.safetensors", "InstantID's layout", file="lab_instantid.safetensors",
+    folder="adapters",
+)  # fmt: skip
+CONTROLNET = _card(
+    "lab-identitynet", "controlnet", "controlnet.safetensors", "InstantID's ControlNet for the five points",
+    file="lab_identitynet.safetensors", folder="controlnet",
+)  # fmt: skip
