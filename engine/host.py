@@ -217,6 +217,18 @@ class EngineHost(StandaloneHost):
         one, node = control, import_module(".core.generation", __package__).ControlNetApplyAdvanced()
         return node.apply_controlnet(positive, negative, one.net, one.image, one.strength, one.start, one.end, one.vae)
 
+    def lab_model(self, path: Path) -> tuple[Any, Any, Any]:
+        return self._load().checkpoint(path, self.device(), self._vocabularies())
+
+    def lab_controlnet(self, path: Path) -> Any:
+        return self._load().controlnet(path, self.device())
+
+    def _load(self) -> Any:
+        return import_module(".diffusion.load", __package__)
+
+    def _vocabularies(self) -> Any:
+        return import_module(".diffusion.tokens", __package__).vocabulary_places(self)
+
     def self_layers(self, model: Any) -> SelfLayers:
         return import_module(".diffusion.hooks", __package__).layers_of(model.unet)[0]
 

@@ -5,16 +5,23 @@ Its networks know nothing but that world. They are never chosen by themselves: n
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import BadInput
-from .models import Kind, ModelCard, ShippedSource, catalogue
+from .host import Host
+from .models import Kind, ModelCard, ShippedSource, catalogue, find
 
 NAME, JUDGE = "lab", "lab-judge"
 """Its two recognisers: the one that adapters are given vectors of, and one that took no part."""
 OWN = frozenset({NAME, JUDGE})
+HEADER = 1 << 26
+"""Bytes that the head of a safetensors file has at most."""
 SIDE = 32
 """Pixels of a portrait's side, as it was drawn."""
 
@@ -84,3 +91,50 @@ CONTROLNET = _card(
     "lab-identitynet", "controlnet", "controlnet.safetensors", "InstantID's ControlNet for the five points",
     file="lab_identitynet.safetensors", folder="controlnet",
 )  # fmt: skip
+
+
+def files(kind: str, host: Host) -> dict[str, Path]:
+    """Safetensors files in the folders of ``kind`` that tell their own configuration, as the lab's do, by name."""
+    found: dict[str, Path] = {}
+    for folder in host.folders(kind):
+        for path in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else ():
+            state = path.stat()
+            if _tells(path, state.st_mtime_ns, state.st_size):
+                found.setdefault(path.relative_to(folder).as_posix(), path)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _tells(path: Path, changed: int, size: int) -> bool:
+    return "config" in metadata(path)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing where it cannot be read. Reads no tensor."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < HEADER else {}
+    except (OSError, ValueError):
+        return {}
+    told = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return told if isinstance(told, dict) else {}
+
+
+def choices(kind: str, card: ModelCard, host: Host) -> list[str]:
+    """Names for a combo box; the lab's own is offered even where it is not installed: its error says how to get it."""
+    return [card.file, *(name for name in files(kind, host) if name != card.file)]
+
+
+def path_of(name: str, kind: str, card: ModelCard, host: Host) -> Path:
+    """The file called ``name`` in ``choices``. Raises MissingModel or BadInput."""
+    if name == card.file:
+        return find(card, host)
+    known = files(kind, host)
+    if name not in known:
+        raise BadInput(
+            f"there is no {name} among the files that this loader opens: those that tell their configuration in their "
+            f"metadata, as the lab's do. Known: {', '.join(choices(kind, card, host))}. For published checkpoints and "
+            "ControlNets take the host's own loaders."
+        )
+    return known[name]

@@ -26,7 +26,9 @@ from .world import ATTRIBUTES, TRAITS, Values, chances, draw, people, wishes
 
 GALLERY = 24
 """Portraits of a person, in all sorts of attributes, that the judge of identity compares with."""
-CURABLE = tuple(name for name in ATTRIBUTES if name not in ("expression", "light"))
+OF_THE_PERSON = tuple(name for name in ATTRIBUTES if name not in ("background", "light"))
+"""What the prompts ask for: FreeCure is about what a person wears and looks like."""
+PLACED = tuple(name for name in OF_THE_PERSON if name != "expression")
 """Attributes with a place, which a mask can hold."""
 MAIN = {"faceid": 1.0, "instantid": 1.0}
 """At which strength each adapter is cured."""
@@ -121,7 +123,7 @@ def cast(part: Part) -> Cast:
     what = wishes(part.prompts, seeded(part.seed, 2))
     draws = np.random.default_rng(seeded(part.seed, 3))
     named: list[tuple[str, ...]] = []
-    names = list(ATTRIBUTES)
+    names = OF_THE_PERSON
     for row in range(part.prompts):
         there = [n for n in names if ATTRIBUTES[n][int(what[n][row])] != "none"]
         count = int(draws.integers(2, 4))
@@ -273,7 +275,7 @@ def gather(part: Part, folder: Path) -> dict[str, Row]:
                 for name, value in right.items():
                     named.setdefault(name, []).append(value)
         flat = [v for values in named.values() for v in values]
-        placed = [v for name, values in named.items() if name in CURABLE for v in values]
+        placed = [v for name, values in named.items() if name in PLACED for v in values]
         traits = [v for record in records for row in record["traits"] for v in row if v is not None]
         by_person = tuple(
             (

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..engine.diffusion import load
 from ..engine.host import EngineHost
@@ -29,7 +30,7 @@ from ..nodes.adapter import ApplyIdentityAdapter, IdentityControlNet
 from ..nodes.cure import cured, foundation, guided
 from ..nodes.host import Sampling
 from . import nets
-from .base import LATENT_SCALE, SIDE, unfold
+from .base import SIDE
 from .world import Values
 
 Tensor = torch.Tensor
@@ -38,8 +39,8 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 1.5, "euler", "sgm_uniform"
 FILES = {
     "checkpoint": "checkpoints/lab.safetensors",
-    "faceid": "ipadapter/lab_faceid.safetensors",
-    "instantid": "ipadapter/lab_instantid.safetensors",
+    "faceid": "likeness/adapters/lab_faceid.safetensors",
+    "instantid": "likeness/adapters/lab_instantid.safetensors",
     "controlnet": "controlnet/lab_identitynet.safetensors",
 }
 WHOLE = "whole picture"
@@ -123,8 +124,12 @@ class Session:
         self._runs: dict[Arm, Any] = {}
 
     def pixels(self, arm: Arm) -> Pixels:
-        """(P, 32, 32, 3) of the prompts in their order."""
-        return unfold(self._latent(arm)["samples"] * LATENT_SCALE)
+        """(P, 32, 32, 3) of the prompts in their order: the decoded pictures, four pixels to one."""
+        pictures = self._decoded(self._latent(arm)).movedim(-1, 1)
+        return (F.avg_pool2d(pictures, 4).movedim(1, -1) * 255).round().to(torch.uint8).numpy()
+
+    def _decoded(self, latent: Any) -> Tensor:
+        return as_image(self.studio.vae.decode(latent["samples"]))
 
     def _latent(self, arm: Arm) -> Any:
         if arm not in self._runs:
@@ -185,7 +190,7 @@ class Session:
         """(P, 128, 128): where the attributes of each prompt are in its own picture."""
         if (control, source, grow) not in self._masks:
             latent, tape = self._foundation(control, AUTHORS)
-            pictures = as_image(self.studio.vae.decode(latent["samples"]))
+            pictures = self._decoded(latent)
             self._masks[control, source, grow] = torch.stack(
                 [self._where(pictures, tape, row, source, grow) for row in range(len(self.prompts))]
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from . import adapter, attributes, cure, faces, identity, judge, loop, models, score, swap
+from . import adapter, attributes, cure, faces, identity, judge, lab, loop, models, score, swap
 
 _CLASSES = [
     *faces.NODES,
@@ -16,6 +16,7 @@ _CLASSES = [
     *judge.NODES,
     *loop.NODES,
     *score.NODES,
+    *lab.NODES,
     *models.NODES,
 ]
 

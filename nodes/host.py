@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -99,6 +100,14 @@ class NodeHost(Host, Protocol):
         ``width``."""
         ...
 
+    def lab_model(self, path: Path) -> tuple[Any, Any, Any]:
+        """MODEL, CLIP and VAE of a checkpoint that tells its configuration in its metadata."""
+        ...
+
+    def lab_controlnet(self, path: Path) -> Any:
+        """CONTROL_NET of a file that does."""
+        ...
+
     def self_layers(self, model: Any) -> SelfLayers:
         """The self-attention layers of a MODEL. BadInput for one that is no U-Net."""
         ...
@@ -163,6 +172,12 @@ class StandaloneNodeHost(StandaloneHost):
         raise _nothing_to_sample_with()
 
     def with_control(self, positive: Any, negative: Any, control: Control, width: int) -> tuple[Any, Any]:
+        raise _nothing_to_sample_with()
+
+    def lab_model(self, path: Path) -> tuple[Any, Any, Any]:
+        raise _nothing_to_sample_with()
+
+    def lab_controlnet(self, path: Path) -> Any:
         raise _nothing_to_sample_with()
 
     def self_layers(self, model: Any) -> SelfLayers:

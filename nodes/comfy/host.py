@@ -27,7 +27,7 @@ from ...face.cure.run import Hook
 from ...face.host import ADAPTER_FOLDERS, Progress
 from ..host import Control, Sampling, Way
 from ..saving import mark_of
-from . import curing, patching
+from . import curing, lab, patching
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +227,12 @@ class ComfyHost:
         return node.apply_controlnet(
             positive, negative, one.net, one.image, one.strength, one.start, one.end, vae=one.vae
         )
+
+    def lab_model(self, path: Path) -> tuple[Any, Any, Any]:
+        return lab.checkpoint(path)
+
+    def lab_controlnet(self, path: Path) -> Any:
+        return lab.controlnet(path)
 
     def self_layers(self, model: Any) -> SelfLayers:
         return curing.layers_of(model)[0]
