@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help="folder of results (out)")
     serve.set_defaults(act=_serve)
 
-    shown = commands.add_parser("demo", help="swap and score on the photographs that come with the pack")
+    shown = commands.add_parser("demo", help="swap and score on photographs, draw and cure in the lab: all of it comes with the pack")
     shown.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where results are written (out)")
     shown.set_defaults(act=_demo)
 
@@ -163,8 +163,9 @@ def _run(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
-    for file in demo(options.out).files:
-        _print(str(file))
+    for outcome in demo(options.out):
+        for file in outcome.files:
+            _print(str(file))
     return OK
 
 

@@ -165,15 +165,22 @@ def _vae(tensors: dict[str, Any], known: Config) -> Any:
 
 @contextmanager
 def _grouped(groups: int) -> Generator[None]:
-    """While a VAE is built its norms have so many groups: ComfyUI's function takes the number, but nobody passes it,
-    and widths that 32 does not divide could not be built at all."""
+    """While a VAE is built its norms have so many groups: ComfyUI's has 32 of them, and of widths that 32 does not
+    divide could not be built at all."""
+
+    class Operations(comfy.ops.disable_weight_init):
+        class GroupNorm(comfy.ops.disable_weight_init.GroupNorm):
+            def __init__(self, num_groups: int, *args: Any, **more: Any) -> None:
+                del num_groups
+                super().__init__(groups, *args, **more)
+
     with _building:
-        usual = vae_model.Normalize
-        vae_model.Normalize = lambda in_channels, num_groups=groups: usual(in_channels, num_groups)
+        usual = vae_model.ops
+        vae_model.ops = Operations
         try:
             yield
         finally:
-            vae_model.Normalize = usual
+            vae_model.ops = usual
 
 
 def _regroup(net: Any, known: Config) -> None:
