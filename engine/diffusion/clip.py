@@ -256,7 +256,7 @@ def _sizes(
         raise BadModelFile(f"{name} has no layers ({encoder}.layers.0 is missing): it is cut off; get it again")
     known = known or {}
     heads = known.get("num_attention_heads", heads)
-    if width % heads:
+    if not isinstance(heads, int) or heads < 1 or width % heads:
         raise BadModelFile(
             f"{name} is {width} wide, which {heads} attention heads cannot share; give it with its config.json"
         )

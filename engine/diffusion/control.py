@@ -75,6 +75,12 @@ def fits(control: ControlNet, unet: Any, family: str) -> None:
     for link in control.chain():
         widths, theirs = (list(net.config["block_out_channels"]) for net in (unet, link.net))
         context = unet.config["cross_attention_dim"], link.net.config["cross_attention_dim"]
+        latents = unet.config["in_channels"], link.net.config["in_channels"]
+        if latents[0] != latents[1]:
+            raise BadInput(
+                f"this ControlNet sees latents of {latents[1]} channels, the model's have {latents[0]}: load a "
+                "ControlNet made for this model"
+            )
         if (link.family, theirs, context[1]) != (family, widths, context[0]):
             raise BadInput(
                 f"this ControlNet is for {link.family} ({theirs} channels, text {context[1]} wide), the model is "
@@ -97,7 +103,7 @@ def residuals(
 ) -> Residuals | None:
     """The sum of a chain's residuals for one call of the U-Net; None outside of all windows.
 
-    ``x`` (B, 4, h, w) as the network sees it, made of ``chunks`` equal parts; ``text`` (B, T, D).
+    ``x`` (B, C, h, w) as the network sees it, made of ``chunks`` equal parts; ``text`` (B, T, D).
     """
     total: Residuals | None = None
     for link in control.chain():

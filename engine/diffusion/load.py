@@ -1,7 +1,8 @@
 """From files and folders to what nodes pass on. Every network is loaded once and shared; nothing is downloaded.
 
 A checkpoint is one file with ldm's names, or a folder in diffusers' layout; a network alone is a file with either's
-names, or a folder with a configuration. What the tensors cannot tell, a configuration file beside them may.
+names, or a folder with a configuration. What the tensors cannot tell, a configuration file beside them may, or the
+metadata of a safetensors file (``weights.said``).
 """
 
 from __future__ import annotations
@@ -203,8 +204,15 @@ def _shelved(
                 f"to generate pictures the engine needs the package diffusers ({error}); install it with: "
                 f"{sys.executable} -m pip install diffusers"
             ) from error
-        with torch.device("meta"):
-            module = getattr(diffusers, name).from_config(sizes)
+        kind = getattr(diffusers, name)
+        try:
+            with torch.device("meta"):
+                module = kind.from_config(sizes)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise BadModelFile(
+                f"{path.name} comes with a configuration of which no {name} can be made ({error}): it is damaged, or "
+                "of another network. Get the file again, as a whole."
+            ) from error
         fill(module, tensors, dtype, device, path.name)
         return module
 

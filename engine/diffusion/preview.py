@@ -1,4 +1,4 @@
-"""A rough picture of a latent while it is being made: a linear map from its four channels to colours."""
+"""A rough picture of a latent while it is being made: a linear map from its channels to colours."""
 
 from __future__ import annotations
 

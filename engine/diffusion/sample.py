@@ -20,7 +20,7 @@ from .tensors import repeat_to, resize
 
 Tensor = torch.Tensor
 Latent = dict[str, Any]
-"""ComfyUI's: {"samples": (B, 4, h, w)}, perhaps with "noise_mask": (b, 1, H, W) in [0, 1] and "batch_index": [int]."""
+"""ComfyUI's: {"samples": (B, C, h, w)}, perhaps with "noise_mask": (b, 1, H, W) in [0, 1] and "batch_index": [int]."""
 
 LATENT_SCALE = {"sd15": 0.18215, "sdxl": 0.13025}
 """What latents are multiplied by before the U-Net sees them (CompVis/stable-diffusion; Podell et al. 2023)."""

@@ -43,7 +43,7 @@ class VAE:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, check: Callable[[], None] = _nothing) -> Tensor:
-        """(B, H, W, 3) in [0, 1] to (B, 4, H/8, W/8) float32 on the CPU: the mean, no noise is drawn.
+        """(B, H, W, 3) in [0, 1] to (B, C, H/8, W/8) float32 on the CPU: the mean, no noise is drawn.
 
         A side that is no multiple of 8 loses the surplus at both ends. ``check`` is called before every picture.
         """
@@ -64,7 +64,7 @@ class VAE:
 
     @torch.no_grad()
     def decode(self, samples: Tensor, check: Callable[[], None] = _nothing) -> Tensor:
-        """(B, 4, h, w) to (B, 8h, 8w, 3) float32 in [0, 1] on the CPU."""
+        """(B, C, h, w) to (B, 8h, 8w, 3) float32 in [0, 1] on the CPU."""
         if samples.ndim != 4 or samples.shape[1] != self.channels:
             raise BadInput(
                 f"this VAE takes latents (B, {self.channels}, h, w), got {tuple(samples.shape)}: they are of another "

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import torch
-
 from ..errors import BadModelFile
 
 TABLE = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
@@ -25,13 +23,22 @@ def convert(files: Sequence[bytes]) -> bytes:
     try:
         tensors = load(files[0])
         header = json.loads(files[0][8 : 8 + int.from_bytes(files[0][:8], "little")])
-        metadata = dict(header.get("__metadata__", {}))
-        places = torch.tensor(json.loads(metadata.pop("tokens")))
+        metadata = dict(header["__metadata__"])
+        places = json.loads(metadata.pop("tokens"))
         small = tensors[TABLE]
-        if places.shape != small.shape[:1] or not bool(((places >= 0) & (places < ROWS)).all()):
-            raise ValueError(f"{len(small)} rows and {places.numel()} places")
+        if (
+            small.ndim != 2
+            or not isinstance(places, list)
+            or len(set(places)) != len(places)
+            or len(places) != len(small)
+        ):
+            raise ValueError(f"a table {tuple(small.shape)}, and places that are not as many, or not different")
+        if not all(isinstance(place, int) and 0 <= place < ROWS for place in places):
+            raise ValueError(f"places that are no numbers below {ROWS}")
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise BadModelFile(f"the checkpoint has no table of tokens with places that fit it ({error})") from error
+        raise BadModelFile(
+            f"the checkpoint has no table of tokens with places that fit it ({error}): get it again, as a whole"
+        ) from error
     whole = small.new_zeros(ROWS, small.shape[1])
     whole[places] = small
     return save({**tensors, TABLE: whole}, metadata)

@@ -118,9 +118,7 @@ def _model(tensors: dict[str, Any], known: Config) -> Any:
     model = config.get_model(tensors, _UNET, device=memory.unet_inital_load_device(size, dtype))
     _regroup(model.diffusion_model, known)
     model.load_model_weights(dict(tensors), _UNET)
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=load_device, offload_device=memory.unet_offload_device()
-    )
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=memory.unet_offload_device())
 
 
 def _clip(tensors: dict[str, Any], known: Config) -> Any:
@@ -197,7 +195,9 @@ def _hints(tensors: dict[str, Any], operations: Any, dtype: Any, device: Any) ->
         # Every second one behind the first two halves the sides.
         stride = 2 if number in (4, 8, 12) else 1
         layers.append(
-            operations.conv_nd(2, weight.shape[1], weight.shape[0], 3, padding=1, stride=stride, dtype=dtype, device=device)
+            operations.conv_nd(
+                2, weight.shape[1], weight.shape[0], 3, padding=1, stride=stride, dtype=dtype, device=device
+            )
         )
         layers.append(torch.nn.SiLU())
         number += 2
