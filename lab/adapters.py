@@ -31,7 +31,7 @@ from .world import Values
 Tensor = torch.Tensor
 
 TOKENS = 4
-HIDDEN = 256
+HIDDEN = 384
 RANK = 4
 """Of FaceID's changes of the base's own attention weights."""
 INNER, DEPTH = 128, 2
@@ -208,10 +208,10 @@ class AdapterTask(Task):
     vocabulary: Path
     folder: Path
     """Where the base and the recogniser lie that were trained before."""
-    steps: int = 700
-    batch: int = 64
+    steps: int = 1200
+    batch: int = 32
     seed: int = 5
-    average: float = 0.99
+    average: float = 0.995
 
     def build(self) -> nn.Module:
         self._words = words(self.vocabulary)

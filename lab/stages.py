@@ -19,7 +19,7 @@ import torch
 from ..face.errors import LikenessError
 from . import autoencoder, nets
 from .adapters import AdapterTask, drawings
-from .base import Base, BaseTask, read, sample, scenes, unfold
+from .base import Base, BaseTask, OutlineTask, read, sample, scenes, unfold
 from .export import export
 from .fit import fit, seeded
 from .report import Measure
@@ -86,7 +86,8 @@ def require(good: bool, what: str, figures: Figures) -> None:
 
 
 def _base(place: Place) -> None:
-    fit(BaseTask(place.vocabulary), place.work, place.processes)
+    fit(OutlineTask(place.vocabulary), place.work, place.processes)
+    fit(BaseTask(place.vocabulary, folder=place.work), place.work, place.processes)
 
 
 def base_gate(place: Place, count: int = 200) -> Figures:

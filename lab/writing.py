@@ -191,7 +191,7 @@ def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 5))
     axes.plot(main["base"].likeness, main["base"].consistency, "k*", markersize=12, label="base")
     for colour, adapter in zip(("tab:blue", "tab:orange"), MAIN, strict=True):
-        sweep = [rows.get("strengths", {}).get(Arm(adapter, s).name) for s in STRENGTHS]
+        sweep = [rows.get("strengths and methods", {}).get(Arm(adapter, s).name) for s in STRENGTHS]
         sweep = [row for row in sweep if row is not None]
         axes.plot([r.likeness for r in sweep], [r.consistency for r in sweep], "o--", color=colour, alpha=0.5)
         for name, row in main.items():
