@@ -380,3 +380,11 @@ def test_what_was_never_trained_says_so():
     for card in catalogue.select("lab"):
         if card.source is None:
             assert "make lab" in card.note
+
+
+def test_a_small_vae_is_exact_on_a_graphics_card_as_well(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    card = torch.device("cuda")
+    small = sum(tensor.numel() for tensor in tiny_lab.parts(len(tiny_lab.IDS))[1].values())
+    assert load.vae_type(card, small) == torch.float32
+    assert load.vae_type(card, 84_000_000) == torch.bfloat16

@@ -37,6 +37,8 @@ _UNET, _VAE, _CONTROL = "model.diffusion_model.", "first_stage_model.", "control
 _TEXT = "cond_stage_model.transformer."
 _TEXT_XL, _TEXT_XL_2 = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 _FLOAT8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+_SMALL_VAE = 4_000_000
+"""Parameters; published ones have 84 million."""
 WEIGHT_TYPES = ["default", *_FLOAT8]
 _IN_FOLDERS = ("diffusion_pytorch_model", "model")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -47,8 +49,10 @@ def compute_type(device: Device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-def vae_type(device: Device) -> torch.dtype:
-    """In which VAEs compute; SDXL's overflows in float16."""
+def vae_type(device: Device, parameters: int) -> torch.dtype:
+    """In which VAEs compute; SDXL's overflows in float16. A small one is exact at no cost."""
+    if parameters < _SMALL_VAE:
+        return torch.float32
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
@@ -177,7 +181,8 @@ def _vae(path: Path, tensors: Tensors, device: Device, known: Config | None = No
         # ldm has 1×1 convolutions where diffusers has matrices.
         tensors[f"{head}.{_OLD_ATTENTION.get(old, old)}.{kind}"] = tensor[..., 0, 0] if tensor.ndim == 4 else tensor
     sizes = config.vae(tensors, path.name, known)
-    return VAE(_shelved(path, "vae", "AutoencoderKL", sizes, tensors, vae_type(device), device))
+    dtype = vae_type(device, sum(tensor.numel() for tensor in tensors.values()))
+    return VAE(_shelved(path, "vae", "AutoencoderKL", sizes, tensors, dtype, device))
 
 
 def _text(path: Path, tensors: Tensors, device: Device, name: str, known: Config | None = None) -> clip.TextTower:
