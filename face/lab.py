@@ -51,7 +51,9 @@ WEIGHTS = "lab/weights"
 """The folder of the pack that the files come in."""
 FILES: dict[str, tuple[int, str]] = {}
 """By name in ``WEIGHTS`` the size in bytes once installed, and the sha256 of what comes with the pack. All there is to
-do for a new file is to put it there and to enter it here."""
+do for a new file is to put it there and to enter it here, as ``lab.export.entries`` says."""
+CARDS: dict[str, ModelCard] = {}
+"""By name in ``WEIGHTS``."""
 
 _ABOUT = "Of the lab's drawn people, nobody else"
 _ABSENT = "This copy of the pack came without it; it is trained by: make lab."
@@ -62,22 +64,21 @@ def _card(
 ) -> ModelCard:
     """``member``: its name in ``WEIGHTS``; ``file``: another name that it is installed under."""
     size, sha256 = FILES.get(member, (0, ""))
-    return catalogue.add(
-        ModelCard(
-            name=name,
-            kind=kind,
-            file=file or member,
-            licence="MIT",
-            commercial=True,
-            size=size,
-            about=f"{about}. {_ABOUT}.",
-            source=ShippedSource(f"{WEIGHTS}/{member}", sha256) if sha256 else None,
-            convert=convert,
-            folder=folder,
-            group="lab",
-            note="" if sha256 else _ABSENT,
-        )
+    CARDS[member] = ModelCard(
+        name=name,
+        kind=kind,
+        file=file or member,
+        licence="MIT",
+        commercial=True,
+        size=size,
+        about=f"{about}. {_ABOUT}.",
+        source=ShippedSource(f"{WEIGHTS}/{member}", sha256) if sha256 else None,
+        convert=convert,
+        folder=folder,
+        group="lab",
+        note="" if sha256 else _ABSENT,
     )
+    return catalogue.add(CARDS[member])
 
 
 PARTS = _card("lab-parts", "detector", "lab_parts.onnx", "14 parts and five points")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..engine.diffusion import layout
+from ..face.convert import convert
+from ..face.lab import CARDS
 from . import autoencoder, nets
 from .adapters import CONTROLNET
 from .base import TEXT, UNET
@@ -38,6 +41,17 @@ def export(work: Path, weights: Path, vocabulary: Path) -> dict[str, int]:
     if sum(sizes.values()) > LIMIT:
         raise ValueError(f"the lab's weights take {sum(sizes.values()):,} bytes, more than {LIMIT:,}: {sizes}")
     return sizes
+
+
+def entries(weights: Path) -> dict[str, tuple[int, str]]:
+    """What ``face.lab.FILES`` has to say of the files in a folder: their size once installed, and their sha256."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, card in CARDS.items():
+        if (weights / name).is_file():
+            data = (weights / name).read_bytes()
+            installed = convert(card.convert, [data]) if card.convert else data
+            found[name] = (len(installed), sha256(data).hexdigest())
+    return found
 
 
 def checkpoint(base: Tensors, vae: Tensors) -> Tensors:
