@@ -64,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help="folder of results (out)")
     serve.set_defaults(act=_serve)
 
-    shown = commands.add_parser("demo", help="swap and score on photographs, draw and cure in the lab: all of it comes with the pack")
+    shown = commands.add_parser(
+        "demo", help="swap and score on photographs, draw and cure in the lab: all of it comes with the pack"
+    )
     shown.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where results are written (out)")
     shown.set_defaults(act=_demo)
 

@@ -141,9 +141,7 @@ class FaceID(Adapter):
     def __init__(self, base: Base, vector: int) -> None:
         super().__init__(base, low=True)
         self.image_proj = nn.Module()
-        self.image_proj.proj = nn.Sequential(
-            nn.Linear(vector, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, TOKENS * WIDTH)
-        )
+        self.image_proj.proj = nn.Sequential(nn.Linear(vector, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, TOKENS * WIDTH))
         self.image_proj.norm = nn.LayerNorm(WIDTH)
 
     def tokens(self, vectors: Tensor) -> Tensor:
@@ -194,9 +192,7 @@ class InstantID(Adapter):
         self._shown["tokens"] = tokens = self.tokens(vectors)
         down, mid = self.control(noisy, t, tokens, hints, return_dict=False)
         unet: Any = self.base.unet
-        return unet(
-            noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample
+        return unet(noisy, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
 
 
 KINDS: Mapping[str, type[FaceID] | type[InstantID]] = {"faceid": FaceID, "instantid": InstantID}

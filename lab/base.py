@@ -94,9 +94,7 @@ class Scenes:
     named: list[list[str]]
 
 
-def scenes(
-    count: int, seed: int, least: int = 1, most: int = len(ATTRIBUTES), strangers: bool | None = None
-) -> Scenes:
+def scenes(count: int, seed: int, least: int = 1, most: int = len(ATTRIBUTES), strangers: bool | None = None) -> Scenes:
     """Fresh ones; every prompt names ``least`` to ``most`` attributes, in any order. ``strangers``: see ``people``."""
     who, what = people(count, seeded(seed, 1), strangers), wishes(count, seeded(seed, 2))
     draws = np.random.default_rng(seeded(seed, 3))

@@ -328,7 +328,9 @@ def leak(network: Any, count: int = 6000) -> dict[str, tuple[float, float]]:
     """By attribute how often a linear probe reads it off the recogniser's vector, which was never told of it, and how
     often its commonest value would be right."""
     who, what, pixels, _ = _sampled(count, 404, None)
-    vectors = torch.cat([network(crops(pixels[n : n + 500], points(_slice(who, n, n + 500)))) for n in range(0, count, 500)])
+    vectors = torch.cat(
+        [network(crops(pixels[n : n + 500], points(_slice(who, n, n + 500)))) for n in range(0, count, 500)]
+    )
     vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
     cut, found = count * 2 // 3, dict[str, tuple[float, float]]()
     with torch.inference_mode(False), torch.enable_grad():
@@ -358,7 +360,11 @@ def recognised(network: Any, count: int = 256) -> dict[str, float]:
     cosines = one @ two.T
     other = cosines[~torch.eye(count, dtype=torch.bool)]
     first = (cosines.argmax(1) == torch.arange(count)).float().mean()
-    return {"same": round(float(cosines.diag().mean()), 3), "other": round(float(other.mean()), 3), "first": round(float(first), 3)}
+    return {
+        "same": round(float(cosines.diag().mean()), 3),
+        "other": round(float(other.mean()), 3),
+        "first": round(float(first), 3),
+    }
 
 
 def gate(name: str, work: Path) -> dict[str, Any]:

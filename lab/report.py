@@ -158,9 +158,7 @@ class Measure:
         pixels = draw(many, wishes(GALLERY, seeded(seed, 8)), chances(GALLERY, seeded(seed, 9))).pixels
         return _unit(_unit(self.vectors(self.likeness, pixels, many)).mean(0))
 
-    def record(
-        self, pixels: Pixels, who: Values, gallery: np.ndarray[Any, Any], here: Cast
-    ) -> dict[str, Any]:
+    def record(self, pixels: Pixels, who: Values, gallery: np.ndarray[Any, Any], here: Cast) -> dict[str, Any]:
         """Figures of one person's pictures (P, 32, 32, 3), one a prompt."""
         count = len(pixels)
         read = self.reads(pixels)
@@ -212,7 +210,9 @@ def run(part: Part, number: int, studio: Studio, measure: Measure, folder: Path)
     if store.is_file():
         with np.load(store) as old:
             pictures = {**{k: old[k] for k in old.files}, **pictures}
-    np.savez_compressed(store.with_suffix(".new.npz"), reference=shown, **{k: v for k, v in pictures.items() if k != "reference"})
+    np.savez_compressed(
+        store.with_suffix(".new.npz"), reference=shown, **{k: v for k, v in pictures.items() if k != "reference"}
+    )
     os.replace(store.with_suffix(".new.npz"), store)
     part_file = file.with_suffix(".new")
     part_file.write_text(json.dumps(done))

@@ -36,7 +36,7 @@ from .world import Values
 Tensor = torch.Tensor
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-STEPS, CFG, SAMPLER, SCHEDULER = 20, 1.5, "euler", "sgm_uniform"
+STEPS, CFG, SAMPLER, SCHEDULER = 12, 1.5, "euler", "sgm_uniform"
 FILES = {
     "checkpoint": "checkpoints/lab.safetensors",
     "faceid": "likeness/adapters/lab_faceid.safetensors",
@@ -88,9 +88,7 @@ class Studio:
         self.model, self.clip, self.vae = load.checkpoint(
             models / FILES["checkpoint"], device, [models / "likeness" / CARD.file]
         )
-        self.adapters = {
-            name: adapter_files.load(models / FILES[name], name) for name in ("faceid", "instantid")
-        }
+        self.adapters = {name: adapter_files.load(models / FILES[name], name) for name in ("faceid", "instantid")}
         self.controlnet = load.controlnet(models / FILES["controlnet"], device)
 
     def identity(self, vectors: np.ndarray[Any, Any]) -> Identity:

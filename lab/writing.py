@@ -81,7 +81,13 @@ def report(work: Path, out: Path, processes: int, quick: bool) -> None:
     text = ["# The lab's report", "", judged(Measure(WEIGHTS), 400 if quick else 2000), ""]
     for part in all_parts:
         here = rows[part.name]
-        text += [f"## {part.name}", "", f"{part.people} people × {part.prompts} prompts.", "", table(list(here.values()))]
+        text += [
+            f"## {part.name}",
+            "",
+            f"{part.people} people × {part.prompts} prompts.",
+            "",
+            table(list(here.values())),
+        ]
         text += ["", *summary(here, part), ""]
     (out / "report.md").write_text("\n".join(text))
     (out / "report.json").write_text(
@@ -214,6 +220,3 @@ def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
     axes.legend(fontsize=6, ncol=2)
     figure.tight_layout()
     figure.savefig(out / "attributes.png", dpi=110)
-
-
-

@@ -26,7 +26,13 @@ SAID: dict[str, tuple[str, str]] = {
     "mustache": ("beard", "moustache"),
 }
 """Words for a head's value beside its own name."""
-NOUNS = {"hair": (), "glasses": ("round glasses", "sunglasses"), "hat": ("cap", "beanie"), "light": (), "background": ()}
+NOUNS = {
+    "hair": (),
+    "glasses": ("round glasses", "sunglasses"),
+    "hat": ("cap", "beanie"),
+    "light": (),
+    "background": (),
+}
 """What names a thing: any of these values is one; empty: everybody has it."""
 
 
@@ -48,9 +54,7 @@ class _Lab:
             heads: dict[str, list[str]] = json.loads(model.metadata()["heads"])
             answer: Any = model.run({"image": (portrait(picture) * 2 - 1).numpy()})[0][0]
             odds = torch.from_numpy(answer).split([len(values) for values in heads.values()])
-            return {
-                head: (values, part.softmax(0)) for (head, values), part in zip(heads.items(), odds, strict=True)
-            }
+            return {head: (values, part.softmax(0)) for (head, values), part in zip(heads.items(), odds, strict=True)}
 
         seen = evidence.once(NAME, look)
         scores: list[float] = []
