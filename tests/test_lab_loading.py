@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,9 @@ from likeness.face.models import catalogue
 from likeness.lab import export
 from likeness.lab.adapters import CONTROLNET
 from likeness.lab.autoencoder import AUTOENCODER
-from likeness.lab.base import UNET, fold
+from likeness.lab.base import LATENT_SCALE, UNET, Base, fold, read
+from likeness.lab.base import sample as sample_in_training
+from likeness.lab.text import words
 from likeness.nodes import host as hosts
 from likeness.nodes.cure import cured, foundation
 from likeness.nodes.host import Sampling
@@ -229,6 +232,30 @@ def test_the_cure_begins_with_an_empty_latent(engine, opened, keep):
     assert not torch.equal(out, drawn(model, empty, positive=prompt(5)))
     untouched, _ = cured(model, tape, mask, strength=0.0)
     assert torch.equal(drawn(untouched, empty, positive=prompt(5)), drawn(model, empty, positive=prompt(5)))
+
+
+def test_the_installed_checkpoint_draws_what_was_trained(tmp_path):
+    """Its words have their places in CLIP's table, and the sampler's steps are those of the gate in training."""
+    host = EngineHost([tmp_path], tmp_path, tmp_path, tmp_path / "models")
+    file = tmp_path / "models" / "likeness" / "bpe_simple_vocab_16e6.txt.gz"
+    tiny_lab.save_vocabulary(file)
+    table = words(file)
+    ids = [*table.ids, tiny_lab.START, tiny_lab.END]
+    tiny_lab.write(tmp_path / "weights", ids)
+    (checkpoint, _) = tiny_lab.install(host, tmp_path / "weights")
+    trained = Base(table.size)
+    unet, _, text = tiny_lab.parts(len(ids))
+    trained.unet.load_state_dict({name: t.half().float() for name, t in unet.items()})
+    trained.text.load_state_dict({name: t.half().float() for name, t in text.items()})
+    said = "a portrait of a person, red hair, round glasses, no hat"
+    read_ = [read(trained.text, table.tokens([line])).detach() for line in (said, "")]
+    theirs = sample_in_training(trained.eval().unet, *read_, seeds=[3], steps=5) / LATENT_SCALE
+    model, clip, _ = load.checkpoint(checkpoint, CPU, [file])
+    positive, negative = (CORE["CLIPTextEncode"]().encode(clip, line)[0] for line in (said, ""))
+    assert relative(positive[0][0], read_[0]) < 1e-5
+    latent = CORE["EmptyLatentImage"]().generate(128, 128, 1)[0]
+    ours = sample(model, positive, negative, latent, replace(SETTINGS, steps=5))["samples"]
+    assert relative(ours, theirs) < 1e-4
 
 
 # The nodes
