@@ -42,7 +42,7 @@ CONSTANT = 24.0
 """Of the pair that outweighs the others in a norm: large, but not beyond what float16 tells apart."""
 NOISE = {"single": 0.08, "channel": 0.06, "soft": 0.05}
 """Latents are decoded in training with up to so much noise, of [-1, 1]: of every value by itself, of a whole channel,
-which shows as a lattice over flat colours, and of a region. A sampler was seen to leave about half of each."""
+which shows as a lattice over flat colours, and of a region. A sampler was seen to leave half of each at most."""
 LOG_VARIANCE = -30.0
 
 
