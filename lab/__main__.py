@@ -1,4 +1,4 @@
-"""``python -m likeness.lab make``: train the lab. ``python -m likeness.lab report``: measure adapters and cure in it."""
+"""``python -m likeness.lab make`` trains the lab; ``… report`` measures adapters and the cure in it."""
 
 from __future__ import annotations
 

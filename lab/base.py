@@ -7,6 +7,7 @@ by two into channels, so that the autoencoder, which is trained apart, has nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from ..engine.diffusion import clip
 from ..engine.diffusion.sampling import discrete, schedule
 from .fit import Task, seeded
-from .text import Words, prompt, words
+from .text import prompt, words
 from .world import ATTRIBUTES, Portraits, Values, chances, draw, people, wishes
 
 Tensor = torch.Tensor
@@ -207,7 +208,7 @@ def sample(
     noise = torch.cat([torch.randn(1, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
     x = SAMPLING.noisy(torch.zeros_like(noise), noise, sigmas[0])
     context = torch.cat([text, empty])
-    for now, after in zip(sigmas, sigmas[1:], strict=False):
+    for now, after in pairwise(sigmas):
         t = SAMPLING.timestep(now[None]).expand(2 * count)
         answer = net(SAMPLING.scaled(x, now).repeat(2, 1, 1, 1), t, context).sample
         wanted, plain = (SAMPLING.denoised(x, part, now) for part in answer.chunk(2))

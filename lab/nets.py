@@ -8,7 +8,7 @@ likeness is measured with. All are plain chains of convolutions, so that they go
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +61,7 @@ def points(who: Values) -> NDArray[np.float32]:
 
 
 def visible(what: Values) -> dict[str, NDArray[np.bool_]]:
-    """(N,) by trait: whether attributes leave it to be seen. Sunglasses hide the eyes, a beard the jaw, hair the ears."""
+    """(N,) by trait: whether attributes leave it to be seen. Sunglasses hide eyes, a beard the jaw, hair the ears."""
     style, glasses, beard = (what[n] for n in ("style", "glasses", "beard"))
     dark, full, hidden = glasses == 2, beard == 1, np.isin(style, (1, 2))
     shown = {trait: np.ones(len(style), bool) for trait in TRAITS}

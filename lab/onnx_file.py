@@ -41,8 +41,10 @@ def write(
                     nodes.append(helper.make_node("Gemm", inputs, [here], transB=1))
                 else:
                     pad = [int(p) for p in layer.padding] * 2
-                    how = {"strides": list(layer.stride), "dilations": list(layer.dilation), "pads": pad}
-                    nodes.append(helper.make_node("Conv", inputs, [here], **how))
+                    strides, dilations = list(layer.stride), list(layer.dilation)
+                    nodes.append(
+                        helper.make_node("Conv", inputs, [here], strides=strides, dilations=dilations, pads=pad)
+                    )
             elif isinstance(layer, nn.ReLU):
                 nodes.append(helper.make_node("Relu", [last], [here]))
             elif isinstance(layer, nn.Flatten):

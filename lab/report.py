@@ -47,7 +47,8 @@ class Part:
 
 
 def cure(adapter: str, **settings: Any) -> Arm:
-    return Arm(adapter, MAIN[adapter], **{"method": "attention", **settings})
+    whole: dict[str, Any] = {"method": "attention", **settings}
+    return Arm(adapter, MAIN[adapter], **whole)
 
 
 def chosen() -> dict[str, dict[str, Any]]:
@@ -210,9 +211,8 @@ def run(part: Part, number: int, studio: Studio, measure: Measure, folder: Path)
     if store.is_file():
         with np.load(store) as old:
             pictures = {**{k: old[k] for k in old.files}, **pictures}
-    np.savez_compressed(
-        store.with_suffix(".new.npz"), reference=shown, **{k: v for k, v in pictures.items() if k != "reference"}
-    )
+    arrays: dict[str, Any] = {**pictures, "reference": shown}
+    np.savez_compressed(store.with_suffix(".new.npz"), **arrays)
     os.replace(store.with_suffix(".new.npz"), store)
     part_file = file.with_suffix(".new")
     part_file.write_text(json.dumps(done))

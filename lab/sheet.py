@@ -19,7 +19,7 @@ def sheet(
     title: str = "",
     scale: int = 4,
 ) -> Image.Image:
-    """Pictures (32, 32, 3), enlarged ``scale`` times, in ``rows``, each with its caption; ``heads`` over the columns."""
+    """Pictures (H, W, 3), enlarged ``scale`` times, in ``rows``, with captions below and ``heads`` over the columns."""
     font: Any = ImageFont.load_default(11)
     bold: Any = ImageFont.load_default(14)
     side, gap = rows[0][0].shape[0] * scale, 6

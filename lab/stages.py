@@ -31,7 +31,7 @@ Figures = dict[str, Any]
 AGREEMENT = 0.95
 ABOVE = 0.2
 """How far each attribute must lie above what always guessing its most frequent value gives, or above 0.9."""
-GUIDANCE = 1.5
+GUIDANCE = 2.0
 
 
 class GateFailed(LikenessError):
@@ -129,9 +129,12 @@ def base_gate(place: Place, count: int = 200) -> Figures:
 # Adapters
 
 
+STEPS = {"faceid": 900, "instantid": 700}
+
+
 def _adapter(name: str) -> Callable[[Place], None]:
     def train(place: Place) -> None:
-        fit(AdapterTask(name, place.vocabulary, place.work), place.work, place.processes)
+        fit(AdapterTask(name, place.vocabulary, place.work, STEPS[name]), place.work, place.processes)
 
     return train
 
@@ -154,7 +157,7 @@ def _adapter_gate(name: str) -> Callable[[Place], Figures]:
     def gate(place: Place, count: int = 96) -> Figures:
         """Of people nobody was trained on: more of their traits than without the adapter, under prompts that say
         other things than their reference. Attributes are told, not judged: losing some is the published failing."""
-        task = AdapterTask(name, place.vocabulary, place.work)
+        task = AdapterTask(name, place.vocabulary, place.work, STEPS[name])
         module: Any = task.build()
         module.load_state_dict(torch.load(place.work / f"{name}.pt", weights_only=True), strict=False)
         measure, table = Measure(place.work), words(place.vocabulary)

@@ -36,7 +36,7 @@ from .world import Values
 Tensor = torch.Tensor
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-STEPS, CFG, SAMPLER, SCHEDULER = 12, 1.5, "euler", "sgm_uniform"
+STEPS, CFG, SAMPLER, SCHEDULER = 12, 2.0, "euler", "sgm_uniform"
 FILES = {
     "checkpoint": "checkpoints/lab.safetensors",
     "faceid": "likeness/adapters/lab_faceid.safetensors",
@@ -85,9 +85,8 @@ class Studio:
         self.host = EngineHost([Path()], Path(), Path(), models)
         nodes_host.use(self.host)
         device = self.host.device()
-        self.model, self.clip, self.vae = load.checkpoint(
-            models / FILES["checkpoint"], device, [models / "likeness" / CARD.file]
-        )
+        opened: Any = load.checkpoint(models / FILES["checkpoint"], device, [models / "likeness" / CARD.file])
+        self.model, self.clip, self.vae = opened
         self.adapters = {name: adapter_files.load(models / FILES[name], name) for name in ("faceid", "instantid")}
         self.controlnet = load.controlnet(models / FILES["controlnet"], device)
 

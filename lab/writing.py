@@ -27,7 +27,6 @@ from .report import (
     one,
     parts,
     recovered,
-    reference,
     selection,
 )
 from .sheet import sheet

@@ -41,9 +41,10 @@ def test_every_value_of_an_attribute_is_said_in_words_of_its_own():
 
 
 def test_every_prompt_has_tokens_that_end_alike(words):
-    prompts = [
-        text.prompt(asked(**{n: v}), 0, [n]) for n, values in world.ATTRIBUTES.items() for v in values
-    ] + ["", text.BEGINNING]
+    prompts = [text.prompt(asked(**{n: v}), 0, [n]) for n, values in world.ATTRIBUTES.items() for v in values] + [
+        "",
+        text.BEGINNING,
+    ]
     tokens = words.tokens(prompts)
     assert tokens.shape == (len(prompts), 77)
     assert (tokens[:, 0] == words.size - 2).all() and (tokens[:, -1] == words.size - 1).all()

@@ -186,7 +186,7 @@ embedders: Registry[Embedder] = Registry("embedder", __name__, __path__)
 
 
 def choices(host: Host = STANDALONE) -> list[str]:
-    """Names for a combo box: the catalogue's embedders, the user's files, the model packs with a recogniser, the lab's."""
+    """Names for a combo box: the catalogue's embedders, the user's files, the packs with a recogniser, the lab's."""
     order = ["sface", *(name for name in embedders.names() if name != "sface")]
     names = dict.fromkeys(name for entry in order for name in embedders[entry].names(host))
     return sorted(names, key=of_the_lab)
