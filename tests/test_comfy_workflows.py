@@ -13,7 +13,8 @@ import sys
 
 import pytest
 import torch
-from likeness.face.host import ROOT, STANDALONE
+from likeness.face.fetch import fetch_named
+from likeness.face.host import ROOT, STANDALONE, StandaloneHost
 from likeness.face.models import catalogue, find, status
 from likeness.nodes import NODE_CLASS_MAPPINGS
 from likeness.tests import comfy_test_nodes, test_comfy, tiny_adapters, tiny_world
@@ -79,6 +80,7 @@ def write_models(models):
     tiny.save(eva, tiny_adapters.make("eva", vit=64))
     # The two small text encoders together are 192 wide.
     tiny_world.adapters(models, CONFIGS, words=192)
+    fetch_named("lab", StandaloneHost(models))
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 from likeness.engine.host import EngineHost
-from likeness.face.host import STANDALONE
+from likeness.face.convert.tokens import TABLE
+from likeness.face.fetch import fetch_named
+from likeness.face.host import STANDALONE, StandaloneHost
+from likeness.face.lab import metadata
 from likeness.face.models import catalogue, find, status
 from likeness.nodes import host as hosts
 from likeness.tests import tiny, tiny_adapters, tiny_diffusion
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTOR, SEEN, SIDE = 512, 1024, 224
@@ -87,6 +91,14 @@ def fill(models):
     tiny_adapters.write(path, tiny_adapters.make("arc2face", context=VECTOR))
 
 
+def lab(models, words):
+    """The lab's own files; its text encoder keeps as many ``words`` as the vocabulary that lies there has."""
+    fetch_named("lab", StandaloneHost(models))
+    file = models / "checkpoints" / "lab.safetensors"
+    tensors, about = load_file(file), metadata(file)
+    save_file({**tensors, TABLE: tensors[TABLE][:words].clone()}, file, about)
+
+
 def build(work):
     """A fresh installation under ``work``: models, photographs, and the engine as the host of the nodes."""
     cards = catalogue.select("default")
@@ -97,6 +109,7 @@ def build(work):
     for card in cards:
         (models / "likeness" / card.file).symlink_to(find(card, STANDALONE))
     fill(models)
+    lab(models, tiny_diffusion.VOCABULARY)
     shutil.copytree(ROOT / "workflows" / "photos", work / "input")
     hosts.use(EngineHost([work / "input"], work / "out", work / "temp", models))
     return work
