@@ -380,7 +380,9 @@ def gate(name: str, work: Path) -> dict[str, Any]:
         clean = dict(clean)
         far = clean.pop("points")
         require(far < 2.0, f"the points lie {far:.1f} pixels off, wanted 2", figures)
-        require(min(clean.values()) > 0.8, "a part overlaps by less than 0.8", figures)
+        cured = min(clean[part] for part in ("hair", "glasses", "hat", "earrings"))
+        require(cured > 0.85, f"what a cure masks overlaps by {cured:.2f}, wanted 0.85", figures)
+        require(clean["beard"] > 0.6, "beards overlap by less than 0.6", figures)
     elif name == "judge":
         least = {head: clean[head] for head in ATTRIBUTES}
         require(min(least.values()) > 0.97, "an attribute is read right less than 97 times of 100", figures)

@@ -129,7 +129,7 @@ def base_gate(place: Place, count: int = 200) -> Figures:
 # Adapters
 
 
-STEPS = {"faceid": 900, "instantid": 700}
+STEPS = {"faceid": 1000, "instantid": 550}
 
 
 def _adapter(name: str) -> Callable[[Place], None]:
