@@ -49,18 +49,61 @@ def label_map(parts: Tensor, height: int, width: int) -> Tensor:
 
 WEIGHTS = "lab/weights"
 """The folder of the pack that the files come in."""
-FILES: dict[str, tuple[int, str]] = {}
+FILES: dict[str, tuple[int, str]] = {
+    "base.safetensors": (
+        14_135_558,
+        "edf0c3f4f30d763e68f597a0e62384f7ad45967d9dfb7c16eaf090a38e5b1b33",
+    ),
+    "controlnet.safetensors": (
+        2_764_472,
+        "a6d51b5376f81a77363269f846830c76a4e29a4a128b5f99aef77365341f836b",
+    ),
+    "faceid.safetensors": (
+        659_752,
+        "65d69263540258008e7ffc67ca02608dc29be1892f8e6a8a41cb8cb05b89110b",
+    ),
+    "instantid.safetensors": (
+        805_184,
+        "3b8820b6b02bb498d9e186a5e4caebfcd7062613499f0d4809bc4791c0e90a4d",
+    ),
+    "lab_judge.onnx": (
+        369_603,
+        "3fca44bae400aff731248a00d6a5bb0f5ad3692ef40b1a01f07cccb44a90cb8e",
+    ),
+    "lab_parts.onnx": (
+        312_741,
+        "5321633dede9ef1406f0473e8b169475c5fca8a59a1125526334b115f05a044c",
+    ),
+    "lab_recogniser.onnx": (
+        520_566,
+        "7ffb92a663046531ad8ae50359249f661a42d595709e17ed4f740fcf413edc54",
+    ),
+    "lab_recogniser_judge.onnx": (
+        473_257,
+        "f55619d800bc6a15ec31cd3c904512f941a80398e103873a90292e1a302d3938",
+    ),
+}
 """By name in ``WEIGHTS`` the size in bytes once installed, and the sha256 of what comes with the pack. All there is to
 do for a new file is to put it there and to enter it here, as ``lab.export.entries`` says."""
 CARDS: dict[str, ModelCard] = {}
 """By name in ``WEIGHTS``."""
+
+INSTALLED = "230bf67d3cf98171237f2fc6efda41ef79dc637ffa3193efd27dd45546048325"
+"""sha256 of the checkpoint with the whole table of tokens."""
 
 _ABOUT = "Of the lab's drawn people, nobody else"
 _ABSENT = "This copy of the pack came without it; it is trained by: make lab."
 
 
 def _card(
-    name: str, kind: Kind, member: str, about: str, file: str = "", folder: str = "likeness", convert: str | None = None
+    name: str,
+    kind: Kind,
+    member: str,
+    about: str,
+    file: str = "",
+    folder: str = "likeness",
+    convert: str | None = None,
+    converted: str | None = None,
 ) -> ModelCard:
     """``member``: its name in ``WEIGHTS``; ``file``: another name that it is installed under."""
     size, sha256 = FILES.get(member, (0, ""))
@@ -74,6 +117,7 @@ def _card(
         about=f"{about}. {_ABOUT}.",
         source=ShippedSource(f"{WEIGHTS}/{member}", sha256) if sha256 else None,
         convert=convert,
+        converted=converted,
         folder=folder,
         group="lab",
         note="" if sha256 else _ABSENT,
@@ -87,7 +131,7 @@ JUDGE_RECOGNISER = _card(JUDGE, "embedder", "lab_recogniser_judge.onnx", "128 nu
 ATTRIBUTES = _card("lab-attributes", "attributes", "lab_judge.onnx", "Nine attributes and eleven traits")
 CHECKPOINT = _card(
     "lab-model", "checkpoint", "base.safetensors", "A checkpoint of SD1.5's layout in small: 12 channels, 128 pixels",
-    file="lab.safetensors", folder="checkpoints", convert="tokens",
+    file="lab.safetensors", folder="checkpoints", convert="tokens", converted=INSTALLED,
 )  # fmt: skip
 FACEID = _card(
     "lab-faceid", "adapter", "faceid.safetensors", "IP-Adapter FaceID's layout", file="lab_faceid.safetensors",

@@ -211,13 +211,22 @@ class AdapterTask(Task):
     seed: int = 5
     rate: float = 3e-3
     average: float = 0.99
+    first: str = ""
+    """The training that this one goes on from, more slowly; empty: from nothing."""
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("_")[0]
 
     def build(self) -> nn.Module:
         self._words = words(self.vocabulary)
         base = Base(self._words.size)
         base.load_state_dict(torch.load(self.folder / "base.pt", weights_only=True))
         self._recogniser = nets.load(self.folder, "recogniser")
-        return KINDS[self.name](base, nets.VECTOR)
+        module = KINDS[self.kind](base, nets.VECTOR)
+        if self.first:
+            module.load_state_dict(torch.load(self.folder / f"{self.first}.pt", weights_only=True), strict=False)
+        return module
 
     def loss(self, module: Any, count: int, seed: int, step: int) -> Tensor:
         del step
@@ -230,7 +239,7 @@ class AdapterTask(Task):
             vectors = self._recogniser(nets.crops(these.portraits.pixels, places + jitter))
             vectors = torch.where(torch.rand(count, 1) < UNKNOWN, 0.0, vectors)
             text = read(module.base.text, self._words.tokens(prompts))
-        hints = drawings(places + jitter) if self.name == "instantid" else torch.empty(0)
+        hints = drawings(places + jitter) if self.kind == "instantid" else torch.empty(0)
         noisy, target = noised(clean, torch.randn(count, CHANNELS, SIDE, SIDE), t := timesteps(count))
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         return (FACE * (module.answer(noisy, t, text, vectors, hints) - target).square()).mean()

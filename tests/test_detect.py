@@ -220,8 +220,8 @@ def test_another_kind_of_file_under_the_name_is_refused(empty_host, tmp_path, de
 
 def test_choices_begin_with_the_default_and_name_no_absent_user_file(empty_host):
     assert choices(empty_host)[0] == "yunet"
-    assert sorted(choices(empty_host)) == ["centerface", "mtcnn", "yunet"]
-    assert set(detectors.names()) == {"yunet", "centerface", "mtcnn", "scrfd", "retinaface"}
+    assert sorted(choices(empty_host)) == ["centerface", "lab", "mtcnn", "yunet"]
+    assert set(detectors.names()) == {"yunet", "centerface", "mtcnn", "scrfd", "retinaface", "lab"}
 
 
 @pytest.mark.parametrize("order", [("loc", "conf", "landm"), ("conf", "landm", "loc")])

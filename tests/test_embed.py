@@ -174,12 +174,12 @@ def test_adaface_gets_blue_first_and_its_two_outputs_become_one_raw_vector(host)
 
 def test_user_files_are_offered_by_name_and_another_kind_of_file_is_refused(host):
     folder = host.folders("likeness")[0]
-    assert choices(host) == ["sface", "mobilefacenet"]
+    assert choices(host) == ["sface", "mobilefacenet", "lab", "lab-judge"]
     with pytest.raises(BadInput, match=r"adaface\*\.onnx"):
         contract("adaface", host)
     write_recogniser(folder / "AdaFace_ir101.onnx")
     write_recogniser(folder / "edgeface_small.onnx", dimension=128)
-    assert set(choices(host)) == {"sface", "mobilefacenet", "AdaFace_ir101", "edgeface_small"}
+    assert set(choices(host)) == {"sface", "mobilefacenet", "AdaFace_ir101", "edgeface_small", "lab", "lab-judge"}
     assert contract("AdaFace_ir101", host).model == "AdaFace_ir101"
     with pytest.raises(BadModelFile, match="512"):
         embed(*batch([face_at()]), "edgeface_small", host=host)
@@ -234,7 +234,7 @@ def test_a_packs_recogniser_is_chosen_by_the_packs_name_and_its_graph_tells_its_
     write_recogniser(packs / "buffalo_x" / "w600k_x.onnx")
     write_recogniser(packs / "mxnet" / "rec.onnx", lead=("Sub", "Mul"))
     write_recogniser(packs / "other" / "detector.onnx", side=104)
-    assert choices(host) == ["sface", "buffalo_x", "mxnet", "mobilefacenet"]
+    assert choices(host) == ["sface", "buffalo_x", "mxnet", "mobilefacenet", "lab", "lab-judge"]
     x = contract("buffalo_x", host)
     assert (x.model, x.dimension, x.unit) == ("w600k_x", 512, False)
     assert x.preprocessing == "arcface-112 RGB (x-127.5)/127.5"
