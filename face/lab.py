@@ -52,19 +52,19 @@ WEIGHTS = "lab/weights"
 FILES: dict[str, tuple[int, str]] = {
     "base.safetensors": (
         14_135_558,
-        "edf0c3f4f30d763e68f597a0e62384f7ad45967d9dfb7c16eaf090a38e5b1b33",
+        "43a87930195eb6fd7dee111f1c9762c5bfb5d24ae3727ef01ac67ed33f8e1ba9",
     ),
     "controlnet.safetensors": (
         2_764_472,
-        "a6d51b5376f81a77363269f846830c76a4e29a4a128b5f99aef77365341f836b",
+        "29646e760e485c4478c671f2347cd3f06e7b4e2393afb4a5ca49abd3021680b2",
     ),
     "faceid.safetensors": (
         659_752,
-        "65d69263540258008e7ffc67ca02608dc29be1892f8e6a8a41cb8cb05b89110b",
+        "f7ad9056f75085c3178a7010f6c48638a69282ef30af9c033d8e16fb008d14f8",
     ),
     "instantid.safetensors": (
         805_184,
-        "3b8820b6b02bb498d9e186a5e4caebfcd7062613499f0d4809bc4791c0e90a4d",
+        "96894df1ed7239ae92103ebccf29e1343d3113331872636d9b5e52f87d20746a",
     ),
     "lab_judge.onnx": (
         369_603,
