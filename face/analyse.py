@@ -120,9 +120,10 @@ def embedder_of(contract: Contract, host: Host = STANDALONE) -> str:
     installed = _embed.installed(host)
     name = next((name for name, its in installed.items() if its == contract), None)
     if name is None:
+        others = [name for name in installed if of_the_lab(name) == of_the_lab(contract.model)]
         raise BadInput(
             f"the identity was made with {contract}, but no embedder here has these weights; installed: "
-            f"{', '.join(installed) or 'none'}. Make the identity again with one of them, or install the file that "
+            f"{', '.join(others) or 'none'}. Make the identity again with one of them, or install the file that "
             "made it."
         )
     return name

@@ -153,7 +153,9 @@ class Catalogue:
     def __iter__(self) -> Iterator[ModelCard]:
         """In the order of the stages, then by name: whichever file happened to be imported first."""
         self._discover()
-        return iter(sorted(self._cards.values(), key=lambda card: (_KINDS.index(card.kind), card.fetched_as)))
+        return iter(
+            sorted(self._cards.values(), key=lambda card: (_KINDS.index(card.kind), card.fetched_as, card.name))
+        )
 
     def __contains__(self, name: object) -> bool:
         self._discover()

@@ -257,13 +257,13 @@ FACE = _face()
 
 def drawings(places: np.ndarray[Any, Any]) -> Tensor:
     """(N, 3, 128, 128): the pictures of five points ``places`` (N, 5, 2), in pixels."""
-    return torch.stack([_drawing(tuple(map(tuple, np.rint(face).astype(int).tolist()))) for face in places])
+    return torch.stack([_drawing(tuple(np.asarray(face, np.float64).round(3).reshape(-1).tolist())) for face in places])
 
 
 @lru_cache(maxsize=4096)
-def _drawing(face: tuple[tuple[int, int], ...]) -> Tensor:
+def _drawing(face: tuple[float, ...]) -> Tensor:
     side = 8 * SIDE
-    return keypoints_image(np.array(face, np.float32), side, side).permute(2, 0, 1)
+    return keypoints_image(np.array(face, np.float32).reshape(5, 2), side, side).permute(2, 0, 1)
 
 
 def identity(who: Values) -> tuple[tuple[int, ...], ...]:

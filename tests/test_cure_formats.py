@@ -19,7 +19,7 @@ NAMES = [
     # Arc2Face has no prompt, so there is nothing that it could suppress.
     if tiny_world.generates(prompt)
     and "LikenessCure" not in str(prompt)
-    and name not in ("portrait_arc2face", "closed_loop")
+    and name not in ("portrait_arc2face", "closed_loop", "lab_closed_loop")
 ]
 WORDS = "a photo of a person with curly red hair"
 

@@ -13,8 +13,10 @@ from likeness.face.fetch import fetch_named
 from likeness.face.host import STANDALONE, StandaloneHost
 from likeness.face.lab import metadata
 from likeness.face.models import catalogue, find, status
+from likeness.lab import world as drawn
 from likeness.nodes import host as hosts
 from likeness.tests import tiny, tiny_adapters, tiny_diffusion
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,15 +113,25 @@ def build(work):
     fill(models)
     lab(models, tiny_diffusion.VOCABULARY)
     shutil.copytree(ROOT / "workflows" / "photos", work / "input")
+    pixels = drawn.draw(drawn.people(1, 3), drawn.wishes(1, 4), drawn.chances(1, 5)).pixels[0]
+    Image.fromarray(pixels.repeat(4, 0).repeat(4, 1)).save(work / "input" / OTHER)
     hosts.use(EngineHost([work / "input"], work / "out", work / "temp", models))
     return work
+
+
+def somebody_else(name):
+    """A picture for another person in a workflow: one of its own world."""
+    return OTHER if name.startswith("lab_") else "obama.jpg"
+
+
+OTHER = "lab_other.png"
 
 
 def shrunk(prompt, side=64, steps=4):
     """The workflow with fewer steps and smaller pictures."""
     for node in prompt.values():
         if node["class_type"] == "EmptyLatentImage":
-            node["inputs"] |= {"width": side, "height": side}
+            node["inputs"] |= {"width": side, "height": side, "batch_size": 1}
         if node["class_type"] in SAMPLERS:
             node["inputs"]["steps"] = steps
     return prompt
