@@ -52,19 +52,19 @@ WEIGHTS = "lab/weights"
 FILES: dict[str, tuple[int, str]] = {
     "base.safetensors": (
         14_135_558,
-        "43a87930195eb6fd7dee111f1c9762c5bfb5d24ae3727ef01ac67ed33f8e1ba9",
+        "edf0c3f4f30d763e68f597a0e62384f7ad45967d9dfb7c16eaf090a38e5b1b33",
     ),
     "controlnet.safetensors": (
         2_764_472,
-        "29646e760e485c4478c671f2347cd3f06e7b4e2393afb4a5ca49abd3021680b2",
+        "be0c3c36535327d652dc77af678000367cf12aeb00d895353846de02859fa5b7",
     ),
     "faceid.safetensors": (
         659_752,
-        "f7ad9056f75085c3178a7010f6c48638a69282ef30af9c033d8e16fb008d14f8",
+        "9000891400b09031dd5c207878d354eb38d8afe08d492f187c625959a9701d42",
     ),
     "instantid.safetensors": (
         805_184,
-        "96894df1ed7239ae92103ebccf29e1343d3113331872636d9b5e52f87d20746a",
+        "e956734e63ffb56f43f2ec07301cd819e8b275e34f23c956f8ad18d35a94c60f",
     ),
     "lab_judge.onnx": (
         369_603,

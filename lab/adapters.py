@@ -141,10 +141,11 @@ class FaceID(Adapter):
     def __init__(self, base: Base, vector: int) -> None:
         super().__init__(base, low=True)
         self.image_proj = nn.Module()
-        self.image_proj.proj = nn.Sequential(nn.Linear(vector, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, TOKENS * WIDTH))
+        entrance = nn.Linear(vector, HIDDEN)
+        self.image_proj.proj = nn.Sequential(entrance, nn.GELU(), nn.Linear(HIDDEN, TOKENS * WIDTH))
         self.image_proj.norm = nn.LayerNorm(WIDTH)
         # A vector of length 1 has small entries; so its directions differ from the first step on.
-        nn.init.normal_(self.image_proj.proj[0].weight)
+        nn.init.normal_(entrance.weight)
 
     def tokens(self, vectors: Tensor) -> Tensor:
         return mlp(self.net(), F.normalize(vectors, dim=-1))
@@ -179,7 +180,7 @@ class InstantID(Adapter):
     place of the text and sees a drawing of the five points."""
 
     def __init__(self, base: Base, vector: int) -> None:
-        from diffusers import ControlNetModel
+        from diffusers.models.controlnets.controlnet import ControlNetModel
 
         super().__init__(base, low=False)
         self.image_proj = Resampler(vector)

@@ -65,7 +65,7 @@ def unfold(latents: Tensor) -> np.ndarray[Any, Any]:
 
 
 def unet() -> nn.Module:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     return UNet2DConditionModel.from_config(UNET)  # pyright: ignore[reportReturnType]
 

@@ -208,7 +208,7 @@ def export(work: Path, weights: Path) -> None:
         about = {"likeness": f"lab {name}"}
         if name == "parts":
             # The points in pixels of 128: the last layer takes the scaling.
-            chain = nn.Sequential(*module.point)
+            chain: Any = nn.Sequential(*module.point)
             last = nn.Linear(chain[-1].in_features, 10)
             last.weight.data = chain[-1].weight * (SIDE * SCALE)
             last.bias.data = (chain[-1].bias + 0.5) * (SIDE * SCALE)

@@ -129,7 +129,7 @@ def base_gate(place: Place, count: int = 200) -> Figures:
 # Adapters
 
 
-STEPS = {"faceid": (1000, 1400), "instantid": (550, 1000)}
+STEPS = {"faceid": (1000, 1400), "instantid": (550, 2500)}
 """Of an adapter's two trainings."""
 
 
