@@ -103,7 +103,7 @@ def parts(quick: bool = False) -> list[Part]:
 def selection() -> Part:
     """The ten people on whom settings are chosen."""
     arms = [Arm(), *(Arm(a, MAIN[a]) for a in MAIN), *(c for a in MAIN for c in candidates(a))]
-    return Part("selection", 10, 5, 202, tuple(arms))
+    return Part("selection", 10, 20, 202, tuple(arms))
 
 
 @dataclass(frozen=True)

@@ -184,10 +184,10 @@ def contact(part: Part, folder: Path, people_: int = 6) -> Any:
 def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
     """``tradeoff.png`` and ``attributes.png``. Raises MissingPackage without matplotlib."""
     try:
-        import matplotlib
+        import matplotlib  # pyright: ignore[reportMissingImports]
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingPackage(
             f"the plots need matplotlib ({error}); install it with: pip install 'comfyui-likeness[lab]'"
