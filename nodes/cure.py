@@ -19,6 +19,8 @@ from .host import Sampling, Way, host
 
 ATTENTION, BLENDING = "attention", "noise blending"
 METHODS = (ATTENTION, BLENDING)
+GUIDANCE = "guidance"
+"""What the loop can do in place of them: every attribute as if it had no place."""
 OWN = -1.0
 """A number's way of saying: what the authors have."""
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -268,15 +270,15 @@ def cured(
     ), f"{method} in {len(tape.layers)} layers, ω {sign}{omega:g} in {covered}, {when}"
 
 
+METHOD = (
+    "*attention*: the person's layers read the foundation's inside the mask (SD1.5, SDXL). *noise blending*: the first "
+    "version's way, for models whose attention cannot be reached."
+)
 CURING = {
     "strength": number(
         1.0, 0.0, 1.0, 0.05, "How much of the foundation's attributes is given back. 0 changes nothing."
     ),
-    "method": choice(
-        METHODS,
-        "*attention*: the person's layers read the foundation's inside the mask (SD1.5, SDXL). *noise blending*: the "
-        "first version's way, for models whose attention cannot be reached.",
-    ),
+    "method": choice(METHODS, METHOD),
     "omega": number(
         OWN,
         OWN,

@@ -28,7 +28,21 @@ from ..face.errors import BadInput
 from ..face.image import as_image
 from ..face.types import Faces, Identity
 from .attributes import Placed, places, showing
-from .cure import ATTENTION, CURING, GUIDING, KEPT, cured, foundation, guided, latent_shape, planned, sampler_inputs
+from .cure import (
+    ATTENTION,
+    CURING,
+    GUIDANCE,
+    GUIDING,
+    KEPT,
+    METHOD,
+    METHODS,
+    cured,
+    foundation,
+    guided,
+    latent_shape,
+    planned,
+    sampler_inputs,
+)
 from .form import CATEGORY, FACES, IDENTITY, as_json, choice, integer, number, socket, switch, text
 from .host import Sampling, host
 from .preview import preview
@@ -108,6 +122,13 @@ class Making:
         if self.method == ATTENTION:
             refuse_cured(host().hooks(self.person_model))
         check_window(max(self.start, 0.0), self.end)
+        if self.method == GUIDANCE:
+            if self.mask is not None:
+                raise BadInput(
+                    "the method guidance changes the whole picture, so the wired mask would mean nothing: disconnect "
+                    f"it, or set the method to one of {', '.join(METHODS)}"
+                )
+            return
         kept = self.keep, self.layers, self.budget
         planned(self.model, self.positive, self.latent_image, self.sampling, *kept, self._beforehand())
 
@@ -211,11 +232,11 @@ class Making:
         negative = self.negative if self.person_negative is None else self.person_negative
         return here.sample(model, positive, negative, self.latent_image, self.sampling)
 
-    def guided(self, latent: Any, abstract: Sequence[Attribute], gamma: float, refinements: int) -> Any:
-        """The latent with attributes that have no place, by inversion."""
+    def guided(self, latent: Any, attributes: Sequence[Attribute], gamma: float, refinements: int) -> Any:
+        """The latent with these attributes, by inversion."""
         host().check_interrupt()
-        template = words.without(self.prompt, abstract)
-        added = [a.text for a in abstract if words.without(self.prompt, [a]) == self.prompt]
+        template = words.without(self.prompt, attributes)
+        added = [a.text for a in attributes if words.without(self.prompt, [a]) == self.prompt]
         told = ", ".join(part for part in (self.prompt, *added) if part)
         without, with_it = (self.clip.encode_from_tokens_scheduled(self.clip.tokenize(t)) for t in (template, told))
         return guided(
@@ -386,23 +407,27 @@ class Loop:
         if self.making.strength == 0:
             done.append("strength 0: nothing is cured")
         else:
-            local = [a for a in attributes if not a.abstract]
+            local = [a for a in attributes if not self._is_guided(a)]
             if local:
                 mask, excess, names = self._mask(local)
                 model, said = self.making.curing(mask, excess)
                 done.append(f"{', '.join(names) or 'none of them has a mask'}: {said}")
                 if model is not self.making.person_model:
                     latent, image = self.making.cured(model)
-            bodiless = [a for a in attributes if a.abstract]
-            if bodiless and self.abstract:
-                gamma = min(self.gamma * max(a.strength for a in bodiless), 1.0)
-                latent = self.making.guided(latent, bodiless, gamma, self.refinements)
+            left = [a.text for a in attributes if a.abstract and not self.abstract]
+            if left:
+                done.append(f"{', '.join(left)}: has no place, and the switch abstract is off")
+            guided_ = [a for a in attributes if self._is_guided(a) and a.text not in left]
+            if guided_:
+                gamma = min(self.gamma * max(a.strength for a in guided_), 1.0)
+                latent = self.making.guided(latent, guided_, gamma, self.refinements)
                 image = self.making.decode(latent)
-                done.append(f"{', '.join(a.text for a in bodiless)}: guidance, gamma {gamma:g}")
-            elif bodiless:
-                done.append(f"{', '.join(a.text for a in bodiless)}: has no place, and the switch abstract is off")
+                done.append(f"{', '.join(a.text for a in guided_)}: guidance, gamma {gamma:g}")
         self.looks.append(Look(latent, image, mask, tuple(done)))
         return image
+
+    def _is_guided(self, attribute: Attribute) -> bool:
+        return attribute.abstract or self.making.method == GUIDANCE
 
     def _mask(self, attributes: Sequence[Attribute]) -> tuple[Tensor, float, list[str]]:
         """Where these attributes are, how much more than 1 they are wanted, and which of them have a place.
@@ -449,7 +474,7 @@ class ClosedLoop:
         "Of every picture the best round.",
         "Their latents.",
         "The pictures as they are without a cure.",
-        "Where the kept pictures were cured; black where the uncured one was kept.",
+        "Where the kept pictures were cured; black where the uncured one was kept, or by guidance, which has no mask.",
         "Before and after side by side, with a line for every attribute.",
         "Whether every attribute was found in every picture. Not judged is not found.",
         "Every round, verdict and similarity, what was done, and why it stopped, as JSON.",
@@ -464,6 +489,12 @@ class ClosedLoop:
         return {
             "required": {
                 **_wires(),
+                "method": choice(
+                    (*METHODS, GUIDANCE),
+                    f"{METHOD} *guidance*: everything by going part of the way back to noise and down again, without "
+                    "masks. It also gives back shapes, such as glasses, and may change more of the picture. Needs the "
+                    "CLIP.",
+                ),
                 "judges": choice(
                     judging.choices(host()),
                     "Who is asked. *auto*: everybody who is there, those trained for the one thing first, CLIP last.",
@@ -512,8 +543,8 @@ class ClosedLoop:
         with closing(Making(**wires, node_id=unique_id)) as making:
             loop = Loop(making, abstract, gamma, refinements)
             judge = _judge(making, judges, clip_vision)
-            if rounds and abstract and making.clip is None:
-                _refuse_without_clip(making.wanted)
+            if rounds and making.clip is None:
+                _refuse_without_clip(making, abstract)
             if identity is not None:
                 # Raises before anything is drawn if nobody can tell.
                 scoring.appointed(identity, scoring.AUTO, (identity.contract,), host=host())
@@ -566,9 +597,11 @@ def _judge(making: Making, judges: str, clip_vision: Any) -> Judge:
     return judge
 
 
-def _refuse_without_clip(wanted: Sequence[Attribute]) -> None:
-    bodiless = [attribute.text for attribute in wanted if attribute.abstract]
-    if bodiless:
+def _refuse_without_clip(making: Making, abstract: bool) -> None:
+    if making.method == GUIDANCE and making.wanted:
+        raise BadInput("the method guidance needs the CLIP: wire it into clip, or take the method attention")
+    bodiless = [attribute.text for attribute in making.wanted if attribute.abstract]
+    if bodiless and abstract:
         raise BadInput(
             f"“{bodiless[0]}” has no place that a mask could hold, so it is cured by guidance, which needs the CLIP: "
             "wire it into clip, or switch abstract off"

@@ -21,7 +21,7 @@ from likeness.face.errors import BadImage, BadInput
 from likeness.face.types import Faces, FaceScore
 from likeness.nodes import NODE_CLASS_MAPPINGS, loop
 from likeness.nodes import host as hosts
-from likeness.nodes.cure import BLENDING
+from likeness.nodes.cure import BLENDING, GUIDANCE
 from likeness.tests import tiny_diffusion as tiny
 
 PROMPT = "a photo of a man with a red hat by the sea, smiling"
@@ -199,6 +199,8 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(wires, monkeypatch):
         ({"clip": None, "source": "auto"}, "“smiling” has no place .* needs the CLIP"),
         ({"clip": None, "source": "auto", "abstract": False, "clip_vision": object()}, "clip is not"),
         ({"judges": "nobody"}, "there is no judge called 'nobody'"),
+        ({"method": GUIDANCE, "mask": torch.ones(1, 64, 64)}, "the wired mask would mean nothing"),
+        ({"method": GUIDANCE, "clip": None, "source": "auto", "abstract": False}, "guidance needs the CLIP"),
     ):
         with pytest.raises(BadInput, match=sentence):
             call("LikenessClosedLoop", **{**wires, **changes})
@@ -320,6 +322,19 @@ def test_what_has_no_place_is_cured_by_guidance_without_a_foundation_pass(wires,
     assert torch.equal(off.image, off.before) and "the switch abstract is off" in off.told
 
 
+def test_guidance_takes_what_has_a_place_as_it_takes_what_has_none(wires, monkeypatch):
+    runs = counted(monkeypatch)
+    Judged(monkeypatch, states(False, True), states(True, True))
+    one = looped(wires, method=GUIDANCE, gamma=0.7, abstract=False)
+    assert len(runs) == 1, "no foundation pass, and no second run with the person"
+    assert not one.mask.any() and not torch.equal(one.image, one.before)
+    assert "red hat: guidance, gamma 0.7" in one.told
+    Judged(monkeypatch, states(False, False), states(True, True))
+    both = looped(wires, method=GUIDANCE, abstract=False)
+    assert "smiling: has no place, and the switch abstract is off" in both.told
+    assert "red hat: guidance" in both.told
+
+
 def test_still_missing_is_cured_stronger(wires, monkeypatch):
     runs = counted(monkeypatch)
     Judged(monkeypatch, states(False, False), states(False, True), states(True, True))
@@ -343,7 +358,7 @@ def test_a_second_round_that_gains_nothing_ends_it_and_the_best_is_kept(wires, m
 
 
 def test_strength_zero_and_no_rounds_leave_the_pictures(wires, monkeypatch):
-    for changes in ({"strength": 0.0}, {"rounds": 0}):
+    for changes in ({"strength": 0.0}, {"rounds": 0}, {"strength": 0.0, "method": GUIDANCE}):
         runs = counted(monkeypatch)
         Judged(monkeypatch, states(False, False))
         one = looped(wires, **changes)
