@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..nodes.cure import ATTENTION, GUIDANCE
 from . import nets
 from .fit import seeded
 from .studio import WHOLE, Arm, Pixels, Studio
@@ -47,7 +48,7 @@ class Part:
 
 
 def cure(adapter: str, **settings: Any) -> Arm:
-    whole: dict[str, Any] = {"method": "attention", **settings}
+    whole: dict[str, Any] = {"method": ATTENTION, **settings}
     return Arm(adapter, MAIN[adapter], **whole)
 
 
@@ -64,7 +65,13 @@ def candidates(adapter: str) -> list[Arm]:
     found += [cure(adapter, omega=1.5, source=source) for source in ("cross-attention", WHOLE)]
     found += [cure(adapter, method="noise blending", end=end) for end in (0.6, 1.0)]
     found += [cure(adapter, omega=1.5, gamma=gamma) for gamma in (0.5, 0.7)]
+    found += [cure(adapter, method=GUIDANCE, gamma=gamma) for gamma in (0.3, 0.4, 0.5, 0.6)]
     return found
+
+
+def kind(arm: Arm) -> str:
+    """What the settings call a way of curing."""
+    return "attention and guidance" if arm.method == ATTENTION and arm.gamma else arm.method
 
 
 def parts(quick: bool = False) -> list[Part]:
@@ -74,11 +81,11 @@ def parts(quick: bool = False) -> list[Part]:
     sweep: list[Arm] = [base]
     main: list[Arm] = [base]
     for adapter in MAIN:
-        best = settings[adapter]["attention"]
+        best = settings[adapter][ATTENTION]
         plain = Arm(adapter, MAIN[adapter])
         sweep += [Arm(adapter, s) for s in STRENGTHS]
-        main += [plain, cure(adapter, **best)]
-        sweep += [cure(adapter, **settings[adapter][kind]) for kind in ("attention", "noise blending", "guidance")]
+        main += [plain, *(cure(adapter, **settings[adapter][kind]) for kind in (ATTENTION, GUIDANCE))]
+        sweep += [cure(adapter, **of_kind) for of_kind in settings[adapter].values()]
         ablations += [plain, cure(adapter, **best)]
         for changes in (
             *({"omega": omega} for omega in (0.0, 0.5, 1.5, 3.0)),
@@ -88,15 +95,14 @@ def parts(quick: bool = False) -> list[Part]:
             *({"start": start, "end": end} for start, end in ((0.0, 0.5), (0.5, 1.0))),
             *({"layers": layers} for layers in ("authors", "up blocks", "all")),
         ):
-            arm = cure(adapter, **{**best, **changes})
-            if arm not in ablations:
-                ablations.append(arm)
+            ablations.append(cure(adapter, **{**best, **changes}))
+        ablations += [cure(adapter, method=GUIDANCE, gamma=gamma) for gamma in (0.2, 0.3, 0.5, 0.7)]
     if quick:
-        return [Part("main", 2, 3, 101, tuple(main[:3]))]
+        return [Part("main", 2, 3, 101, tuple(main[:4]))]
     return [
         Part("main", 50, 20, 101, tuple(main)),
         Part("strengths and methods", 50, 4, 102, tuple(dict.fromkeys(sweep))),
-        Part("ablations", 10, 5, 101, tuple(ablations)),
+        Part("ablations", 10, 5, 101, tuple(dict.fromkeys(ablations))),
     ]
 
 

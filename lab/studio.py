@@ -27,7 +27,7 @@ from ..face.types import Contract, Face, Faces, Identity, Person
 from ..face.vocabulary import CARD
 from ..nodes import host as nodes_host
 from ..nodes.adapter import ApplyIdentityAdapter, IdentityControlNet
-from ..nodes.cure import cured, foundation, guided
+from ..nodes.cure import GUIDANCE, cured, foundation, guided
 from ..nodes.host import Sampling
 from . import nets
 from .base import SIDE
@@ -55,7 +55,7 @@ class Arm:
     """``faceid``, ``instantid``, or nobody."""
     strength: float = 1.0
     method: str = ""
-    """``attention`` or ``noise blending``: how it is cured; empty: not at all."""
+    """``attention``, ``noise blending`` or ``guidance``: how it is cured; empty: not at all."""
     omega: float = -1.0
     omega_mode: str = "additive"
     start: float = -1.0
@@ -64,7 +64,8 @@ class Arm:
     grow: int = 0
     layers: str = AUTHORS
     gamma: float = 0.0
-    """Of the guidance for expression and light, after everything else; 0: none."""
+    """Of the guidance: with the method of that name for every attribute, else for those without a place, after the
+    cure; 0: none."""
 
     @property
     def name(self) -> str:
@@ -135,7 +136,9 @@ class Session:
 
     def _draw(self, arm: Arm) -> Any:
         if arm.gamma:
-            return self._guided(self._latent(replace(arm, gamma=0.0)), arm.gamma)
+            everything = arm.method == GUIDANCE
+            before = replace(arm, gamma=0.0, method="" if everything else arm.method)
+            return self._guided(self._latent(before), arm.gamma, everything)
         host = self.studio.host
         if not arm.adapter:
             return host.sample(self.studio.model, self.positive, self.negative, self.latent, self.sampling)
@@ -213,14 +216,14 @@ class Session:
         )
         return found.union()[0]
 
-    def _guided(self, latent: Any, gamma: float) -> Any:
-        """Expression and light, which have no place, by going part of the way back to noise."""
-        abstract = [[a for a in cure_words.split(text) if a.abstract] for text in self.prompts]
-        rows = [row for row, found in enumerate(abstract) if found]
+    def _guided(self, latent: Any, gamma: float, everything: bool) -> Any:
+        """What a prompt asks for, all of it or what has no place, by going part of the way back to noise."""
+        asked = [[a for a in cure_words.split(text) if everything or a.abstract] for text in self.prompts]
+        rows = [row for row, found in enumerate(asked) if found]
         if not rows:
             return latent
         samples = latent["samples"].clone()
-        without = self.studio.conditioning([cure_words.without(self.prompts[r], abstract[r]) for r in rows])
+        without = self.studio.conditioning([cure_words.without(self.prompts[r], asked[r]) for r in rows])
         told = self.studio.conditioning([self.prompts[r] for r in rows])
         out, _ = guided(
             self.studio.model, without, told, self.negative, {"samples": samples[rows]}, self.sampling,

@@ -13,6 +13,7 @@ import torch
 
 from ..face.errors import MissingPackage
 from ..face.host import StandaloneHost
+from ..nodes.cure import ATTENTION, GUIDANCE
 from . import nets
 from .fit import seeded
 from .report import (
@@ -24,6 +25,7 @@ from .report import (
     cast,
     draw_all,
     gather,
+    kind,
     one,
     parts,
     recovered,
@@ -52,21 +54,20 @@ def choose(work: Path, processes: int) -> None:
     rows, found = gather(part, work / "report"), dict[str, Any]()
     plain = asdict(Arm())
     for adapter in MAIN:
-        kinds: dict[str, list[Arm]] = {"attention": [], "noise blending": [], "guidance": []}
+        kinds: dict[str, list[Arm]] = {}
         for arm in part.arms:
             if arm.adapter == adapter and arm.method:
-                kinds["guidance" if arm.gamma else arm.method].append(arm)
+                kinds.setdefault(kind(arm), []).append(arm)
         found[adapter] = {}
-        for kind, arms in kinds.items():
+        for name, arms in kinds.items():
             figures = {arm.name: (*recovered(rows, adapter, arm.name), arm) for arm in arms}
             cheap = [f for f in figures.values() if f[1] <= COST]
             best = max(cheap, key=lambda f: f[0]) if cheap else min(figures.values(), key=lambda f: f[1])
             changed = {k: v for k, v in asdict(best[2]).items() if v != plain[k] and k not in ("adapter", "strength")}
-            found[adapter][kind] = changed
-    for adapter, kinds_ in found.items():
-        # The guidance comes after the cure that was chosen.
-        kinds_["guidance"] = {**kinds_["attention"], "gamma": kinds_["guidance"]["gamma"]}
-        found[adapter] = kinds_
+            found[adapter][name] = changed
+    for kinds_ in found.values():
+        # This guidance comes after the cure that was chosen.
+        kinds_["attention and guidance"] = {**kinds_[ATTENTION], "gamma": kinds_["attention and guidance"]["gamma"]}
     SETTINGS.write_text(json.dumps(found, indent=1) + "\n")
     print(table([rows[arm.name] for arm in part.arms if arm.name in rows]))
 
@@ -162,22 +163,21 @@ def judged(measure: Measure, count: int) -> str:
 def contact(part: Part, folder: Path, people_: int = 6) -> Any:
     """People in rows: the reference, without the person, with each adapter, and cured."""
     here = cast(part)
-    arms = [arm for arm in part.arms if arm.method in ("", "attention") and not arm.gamma]
     rows: list[list[Any]] = []
     captions: list[list[str]] = []
     for number in range(min(people_, part.people)):
         prompt_ = number % part.prompts
         with np.load(folder / part.name / f"{number:03d}.npz") as stored:
             record = json.loads((folder / part.name / f"{number:03d}.json").read_text())
-            rows.append([stored["reference"][0], *(stored[arm.name][prompt_] for arm in arms)])
+            rows.append([stored["reference"][0], *(stored[arm.name][prompt_] for arm in part.arms)])
             lines = ["reference\n" + "\n".join(here.prompts[prompt_].split(", ")[1:])]
-            for arm in arms:
+            for arm in part.arms:
                 right = record[arm.name]["attributes"][prompt_]
                 missing = [name for name, good in right.items() if not good]
                 cosine = record[arm.name]["likeness"][prompt_]
                 lines.append(f"likeness {cosine:.2f}\n" + (f"no {', '.join(missing)}" if missing else "all there"))
             captions.append(lines)
-    heads = ["who", *(arm.name.replace(", attention", " cured").split(",")[0] for arm in arms)]
+    heads = ["who", *(" ".join(filter(None, (arm.adapter or "base", arm.method))) for arm in part.arms)]
     return sheet(rows, captions, heads, scale=5)
 
 
@@ -201,7 +201,7 @@ def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
         axes.plot([r.likeness for r in sweep], [r.consistency for r in sweep], "o--", color=colour, alpha=0.5)
         for name, row in main.items():
             if name.startswith(adapter):
-                mark = "o" if name == Arm(adapter, MAIN[adapter]).name else "^" if "attention" in name else "s"
+                mark = "s" if GUIDANCE in name else "^" if ATTENTION in name else "o"
                 axes.plot(row.likeness, row.consistency, mark, color=colour, markersize=9, label=name)
     axes.set_xlabel("likeness (cosine, judge of identity)")
     axes.set_ylabel("prompt consistency")
