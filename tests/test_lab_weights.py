@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from likeness.engine import local
 from likeness.engine.core import generation
+from likeness.engine.demo import LAB
 from likeness.engine.diffusion import load
 from likeness.engine.host import EngineHost
 from likeness.face import adapters as adapter_files
@@ -239,15 +242,28 @@ def test_people_of_the_report_are_strangers_to_recognisers_and_adapters():
     assert world.kept_back(people).all() and not world.kept_back(world.people(500, 3, strangers=False)).any()
 
 
-@pytest.mark.weights
-def test_a_prompt_is_drawn_as_it_says(models, engine):
-    """Three of four pictures show all that was asked for: the figures of 200 prompts are in the report."""
-    vocabulary = next(
-        (folder for folder in [ROOT / "models" / "likeness"] if (folder / studio.CARD.file).is_file()), None
-    )
-    if vocabulary is None:
+@pytest.fixture
+def vocabulary(models):
+    """CLIP's, without which nothing that was trained understands a word."""
+    file = ROOT / "models" / "likeness" / studio.CARD.file
+    if not file.is_file():
         pytest.skip("CLIP's vocabulary is not here; fetch it with: likeness models fetch clip-vocabulary")
-    (models / "likeness" / studio.CARD.file).write_bytes((vocabulary / studio.CARD.file).read_bytes())
+    (models / "likeness" / studio.CARD.file).write_bytes(file.read_bytes())
+
+
+@pytest.mark.weights
+def test_the_workflow_gives_back_what_the_adapter_suppressed(vocabulary, models, tmp_path):
+    """The mission in one picture: it is missing, it is cured, and it is still the person."""
+    outcome = local.run(LAB, [], tmp_path, LAB.parent / "photos", listen=False, models=models)
+    told = "\n".join(line for shown in outcome.outputs.values() for line in shown.get("text", []))
+    assert told.count("missing → present") >= 2 and "stopped: nothing is missing" in told
+    for before, after in re.findall(r"similarity (\S+) → (\S+)", told):
+        assert float(after) > 0.9 * float(before)
+
+
+@pytest.mark.weights
+def test_a_prompt_is_drawn_as_it_says(vocabulary, models, engine):
+    """Three of four pictures show all that was asked for: the figures of 200 prompts are in the report."""
     model, clip, vae = engine.lab_model(models / "checkpoints" / "lab.safetensors")
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (PROMPT, ""))
     empty = {"samples": torch.zeros(4, 4, 16, 16)}
