@@ -257,8 +257,8 @@ def test_the_workflow_gives_back_what_the_adapter_suppressed(vocabulary, models,
     outcome = local.run(LAB, [], tmp_path, LAB.parent / "photos", listen=False, models=models)
     told = "\n".join(line for shown in outcome.outputs.values() for line in shown.get("text", []))
     assert told.count("missing → present") >= 2 and "stopped: nothing is missing" in told
-    for before, after in re.findall(r"similarity (\S+) → (\S+)", told):
-        assert float(after) > 0.9 * float(before)
+    likeness = re.findall(r"similarity (\S+) → (\S+)", told)
+    assert len(likeness) == 4 and all(float(after) > 0.9 * float(before) for before, after in likeness)
 
 
 @pytest.mark.weights
