@@ -34,6 +34,8 @@ PLACED = tuple(name for name in OF_THE_PERSON if name != "expression")
 MAIN = {"faceid": 1.0, "instantid": 1.0}
 """At which strength each adapter is cured."""
 STRENGTHS = (0.4, 0.6, 0.8, 1.0)
+BOTH = "attention and guidance"
+"""The cure as published: attention, then guidance for what has no place."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def candidates(adapter: str) -> list[Arm]:
 
 def kind(arm: Arm) -> str:
     """What the settings call a way of curing."""
-    return "attention and guidance" if arm.method == ATTENTION and arm.gamma else arm.method
+    return BOTH if arm.method == ATTENTION and arm.gamma else arm.method
 
 
 def parts(quick: bool = False) -> list[Part]:

@@ -13,12 +13,12 @@ import torch
 
 from ..face.errors import MissingPackage
 from ..face.host import StandaloneHost
-from ..nodes.cure import ATTENTION, GUIDANCE
+from ..nodes.cure import ATTENTION, BLENDING, GUIDANCE
 from . import nets
 from .fit import seeded
 from .report import (
+    BOTH,
     MAIN,
-    STRENGTHS,
     Measure,
     Part,
     Row,
@@ -67,13 +67,15 @@ def choose(work: Path, processes: int) -> None:
             found[adapter][name] = changed
     for kinds_ in found.values():
         # This guidance comes after the cure that was chosen.
-        kinds_["attention and guidance"] = {**kinds_[ATTENTION], "gamma": kinds_["attention and guidance"]["gamma"]}
+        kinds_[BOTH] = {**kinds_[ATTENTION], "gamma": kinds_[BOTH]["gamma"]}
     SETTINGS.write_text(json.dumps(found, indent=1) + "\n")
     print(table([rows[arm.name] for arm in part.arms if arm.name in rows]))
 
 
 def report(work: Path, out: Path, processes: int, quick: bool) -> None:
-    """Draw what is not on record, then write ``report.md``, ``report.json``, plots and sheets to ``out``."""
+    """Draw what is not on record, then write ``report.md``, ``report.json``, plots and sheets to ``out``. Raises
+    MissingPackage, before anything is drawn, without matplotlib."""
+    pyplot = plotting()
     out.mkdir(parents=True, exist_ok=True)
     all_parts, folder = parts(quick), work / ("quick" if quick else "report")
     draw_all(all_parts, folder, models(), WEIGHTS, processes)
@@ -94,7 +96,9 @@ def report(work: Path, out: Path, processes: int, quick: bool) -> None:
         json.dumps({name: {n: asdict(row) for n, row in found.items()} for name, found in rows.items()}, indent=1)
     )
     contact(all_parts[0], folder).save(out / "sheet.png")
-    plots(rows, out)
+    spread = all_parts[0] if quick else all_parts[1]
+    tradeoff(spread, rows[spread.name], pyplot, out / "tradeoff.png")
+    by_attribute(rows[all_parts[0].name], pyplot, out / "attributes.png")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -161,28 +165,35 @@ def judged(measure: Measure, count: int) -> str:
 
 
 def contact(part: Part, folder: Path, people_: int = 6) -> Any:
-    """People in rows: the reference, without the person, with each adapter, and cured."""
+    """People in rows: the reference, without the person, with each adapter, and cured. The first ``people_`` for whom
+    the first adapter loses anything, each with the prompt of which it loses most."""
     here = cast(part)
+    first = next(arm.name for arm in part.arms if arm.adapter and not arm.method)
     rows: list[list[Any]] = []
     captions: list[list[str]] = []
-    for number in range(min(people_, part.people)):
-        prompt_ = number % part.prompts
+    for number in range(part.people):
+        record = json.loads((folder / part.name / f"{number:03d}.json").read_text())
+        lost = [list(right.values()).count(False) for right in record[first]["attributes"]]
+        prompt_ = int(np.argmax(lost))
+        if len(rows) == people_:
+            break
+        if not lost[prompt_]:
+            continue
         with np.load(folder / part.name / f"{number:03d}.npz") as stored:
-            record = json.loads((folder / part.name / f"{number:03d}.json").read_text())
             rows.append([stored["reference"][0], *(stored[arm.name][prompt_] for arm in part.arms)])
-            lines = ["reference\n" + "\n".join(here.prompts[prompt_].split(", ")[1:])]
-            for arm in part.arms:
-                right = record[arm.name]["attributes"][prompt_]
-                missing = [name for name, good in right.items() if not good]
-                cosine = record[arm.name]["likeness"][prompt_]
-                lines.append(f"likeness {cosine:.2f}\n" + (f"no {', '.join(missing)}" if missing else "all there"))
-            captions.append(lines)
-    heads = ["who", *(" ".join(filter(None, (arm.adapter or "base", arm.method))) for arm in part.arms)]
+        lines = ["asked for:\n" + "\n".join(here.prompts[prompt_].split(", ")[1:])]
+        for arm in part.arms:
+            right = record[arm.name]["attributes"][prompt_]
+            missing = [name for name, good in right.items() if not good]
+            cosine = record[arm.name]["likeness"][prompt_]
+            lines.append(f"likeness {cosine:.2f}\n" + (f"no {', '.join(missing)}" if missing else "all there"))
+        captions.append(lines)
+    heads = ["reference", *(" ".join(filter(None, (arm.adapter or "base", arm.method))) for arm in part.arms)]
     return sheet(rows, captions, heads, scale=5)
 
 
-def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
-    """``tradeoff.png`` and ``attributes.png``. Raises MissingPackage without matplotlib."""
+def plotting() -> Any:
+    """matplotlib's pyplot, that writes files only. Raises MissingPackage."""
     try:
         import matplotlib  # pyright: ignore[reportMissingImports]
 
@@ -192,30 +203,41 @@ def plots(rows: Mapping[str, Mapping[str, Row]], out: Path) -> None:
         raise MissingPackage(
             f"the plots need matplotlib ({error}); install it with: pip install 'comfyui-likeness[lab]'"
         ) from error
-    main = rows["main"]
+    return pyplot
+
+
+MARKS = {"": "o", ATTENTION: "^", BLENDING: "v", BOTH: "D", GUIDANCE: "s"}
+
+
+def tradeoff(part: Part, rows: Mapping[str, Row], pyplot: Any, file: Path) -> None:
+    """Consistency over likeness, adapters by their strength as lines."""
     figure, axes = pyplot.subplots(figsize=(7, 5))
-    axes.plot(main["base"].likeness, main["base"].consistency, "k*", markersize=12, label="base")
+    axes.plot(rows["base"].likeness, rows["base"].consistency, "k*", markersize=12, label="base")
     for colour, adapter in zip(("tab:blue", "tab:orange"), MAIN, strict=True):
-        sweep = [rows.get("strengths and methods", {}).get(Arm(adapter, s).name) for s in STRENGTHS]
-        sweep = [row for row in sweep if row is not None]
-        axes.plot([r.likeness for r in sweep], [r.consistency for r in sweep], "o--", color=colour, alpha=0.5)
-        for name, row in main.items():
-            if name.startswith(adapter):
-                mark = "s" if GUIDANCE in name else "^" if ATTENTION in name else "o"
-                axes.plot(row.likeness, row.consistency, mark, color=colour, markersize=9, label=name)
+        plain = [rows[arm.name] for arm in part.arms if arm.adapter == adapter and not arm.method]
+        axes.plot([r.likeness for r in plain], [r.consistency for r in plain], "--", color=colour, alpha=0.5)
+        for arm in part.arms:
+            if arm.adapter == adapter:
+                at = rows[arm.name]
+                axes.plot(at.likeness, at.consistency, MARKS[kind(arm)], color=colour, markersize=8, label=arm.name)
     axes.set_xlabel("likeness (cosine, judge of identity)")
     axes.set_ylabel("prompt consistency")
-    axes.legend(fontsize=7)
+    axes.set_title(f"{part.people} people × {part.prompts} prompts", fontsize=9)
+    axes.legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(out / "tradeoff.png", dpi=110)
-    figure, axes = pyplot.subplots(figsize=(9, 4))
-    names = list(main["base"].by_attribute)
-    width = 0.8 / len(main)
-    for place, (name, row) in enumerate(main.items()):
-        values = [row.by_attribute.get(n, 0.0) for n in names]
+    figure.savefig(file, dpi=110)
+
+
+def by_attribute(rows: Mapping[str, Row], pyplot: Any, file: Path) -> None:
+    """Consistency of each attribute as bars."""
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
+    names = list(rows["base"].by_attribute)
+    width = 0.8 / len(rows)
+    for place, (name, row) in enumerate(rows.items()):
+        values = [row.by_attribute[n] for n in names]
         axes.bar(np.arange(len(names)) + place * width, values, width, label=name)
     axes.set_xticks(np.arange(len(names)) + 0.4, names)
     axes.set_ylabel("prompt consistency")
-    axes.legend(fontsize=6, ncol=2)
-    figure.tight_layout()
-    figure.savefig(out / "attributes.png", dpi=110)
+    figure.legend(fontsize=6, ncol=4, loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.savefig(file, dpi=110)
