@@ -43,7 +43,7 @@ WORKFLOWS = sorted(
     (
         file
         for file in (ROOT / "workflows" / "api").glob("*.json")
-        if "CheckpointLoader" not in (text := file.read_text()) and "UNETLoader" not in text
+        if not any(loader in file.read_text() for loader in ("CheckpointLoader", "UNETLoader", "LoadLabModel"))
     ),
     key=lambda file: ("SaveIdentity" not in file.read_text(), file),
 )

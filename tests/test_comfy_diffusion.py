@@ -256,8 +256,16 @@ def check(comfy, base, graph, group):
 # Nodes
 
 
+@pytest.fixture
+def same_models(base):
+    """The engine over ComfyUI's models, whatever else is installed."""
+    nodes_host.use(EngineHost([base / "input"], base / "out", base / "temp", base / "models"))
+    yield
+    nodes_host.use(None)
+
+
 @pytest.mark.parametrize("name", generation.NODES)
-def test_a_node_is_described_as_comfyui_describes_it(comfy, name):
+def test_a_node_is_described_as_comfyui_describes_it(comfy, same_models, name):
     theirs = comfy.ask(f"/object_info/{name}").json()[name]
     ours = json.loads(json.dumps(describe(name, generation.NODES[name], generation.TITLES[name])))
     for key in ("input_order", "output", "output_is_list", "output_name", "display_name", "category", "output_node"):
